@@ -1,0 +1,71 @@
+"""What an agent is to rollouts and training loops: frozen tuples of pure functions, sizes already bound.
+
+Nothing callable is ever part of a state: states, hyper-parameters and ranker weights are pytrees of arrays, so they can
+be vmapped over runs, donated and checkpointed. Imported by agents, rollout and training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from gemsjax.types import Array, Episode, Key, Metrics, Observation
+
+AgentState = Any
+Hypers = Any
+Weights = Any
+"""Frozen pre-trained weights of the ranker (or ())."""
+Noise = Any
+
+
+class Acting(NamedTuple):
+    """The data that a policy acts on, the same for every user: what training changes, hyper-parameters, ranker weights."""
+
+    state: AgentState
+    hypers: Hypers
+    weights: Weights
+
+
+class Choice(NamedTuple):
+    """One turn's decision: the slate [K] to show (-1: the oracle's item of that rank) and the action [A] to learn from."""
+
+    slate: Array
+    action: Array
+
+
+class Policy(NamedTuple):
+    """How one user's slates are chosen.
+
+    Attributes:
+      start: `() -> memory` before the first observation.
+      draw: `(key) -> noise` of one turn: all of its randomness, so a rollout draws whole episodes outside its scan.
+      act: `(acting, memory, observation, hidden, noise) -> (choice, memory)`; `hidden` is None unless privileged.
+      privileged: sees the simulator's user and parameters, `hidden = (state, params)`; every table marks it.
+      asks_oracle: may put -1 into slates, which a privileged rule of the simulator fills.
+    """
+
+    start: Callable[[], Any]
+    draw: Callable[[Key], Noise]
+    act: Callable[[Acting, Any, Observation, Any, Noise], tuple[Choice, Any]]
+    privileged: bool = False
+    asks_oracle: bool = False
+
+
+class Agent(NamedTuple):
+    """A learner that trains on episodes.
+
+    Attributes:
+      init: `(key, hypers) -> state`.
+      explore: policy that collects training episodes.
+      greedy: policy that is evaluated.
+      warm_up: policy of the first episodes, before any update.
+      draw_update: `(key, batch size) -> noise` of one update.
+      update: `(acting, batch of episodes [B], noise) -> (state, metrics)`.
+    """
+
+    init: Callable[[Key, Hypers], AgentState]
+    explore: Policy
+    greedy: Policy
+    warm_up: Policy
+    draw_update: Callable[[Key, int], Noise]
+    update: Callable[[Acting, Episode, Noise], tuple[AgentState, Metrics]]

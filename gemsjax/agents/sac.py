@@ -1,0 +1,266 @@
+"""Soft actor-critic over a ranker's action space, with recurrent beliefs and episode replay (paper section 3.2).
+
+`make_sac(spec, dims, ranker)` gives an `Agent`. Semantics of the published implementation: the critics are updated
+first, then the actor against the updated critics; next states are the online beliefs shifted by a turn; both beliefs
+start from what they were before the update. Bracketed numbers in comments: README, "Where they differ".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from gemsjax.agents.base import Acting, Agent, Choice, Policy
+from gemsjax.belief import Belief, make_gru
+from gemsjax.errors import require, require_count
+from gemsjax.maths.distributions import SquashedGaussian
+from gemsjax.maths.optimise import adam_init, adam_step
+from gemsjax.nets.mlp import MLP
+from gemsjax.rankers import Ranker
+from gemsjax.types import Array, Dims, Episode, Key, Metrics, Observation, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class SACSpec:
+    """Static choices: changing one makes another program."""
+
+    hidden: int = 256
+    belief_width: int = 20
+    item_dim: int = 20
+
+
+@struct.dataclass
+class SACHypers:
+    """Numbers that may differ between runs of one program (all float32 scalars).
+
+    Attributes:
+      gamma: discount per turn.
+      tau: share of the online critics that enters the targets after every update.
+      critic_rate, actor_rate, alpha_rate: Adam's learning rates.
+      initial_alpha: temperature that learning starts from.
+      first_alpha: temperature of the first update only (published: 0.2 where `initial_alpha` is 1).
+      entropy_target: per action dimension; the target is this times A.
+    """
+
+    gamma: Array | float = 0.8
+    tau: Array | float = 0.002
+    critic_rate: Array | float = 1e-3
+    actor_rate: Array | float = 3e-3
+    alpha_rate: Array | float = 1e-3
+    initial_alpha: Array | float = 1.0
+    first_alpha: Array | float = 0.2
+    entropy_target: Array | float = -1.0
+
+
+def validate_hypers(hypers: SACHypers) -> None:
+    """Raise `SettingError` for a hyper-parameter outside its range (host-side numbers only)."""
+    require(0.0 <= hypers.gamma <= 1.0, "gamma", hypers.gamma, "a number in [0, 1]")
+    require(0.0 <= hypers.tau <= 1.0, "tau", hypers.tau, "a number in [0, 1]")
+    for name in ("critic_rate", "actor_rate", "alpha_rate"):
+        require(0.0 <= getattr(hypers, name) < 1.0, name, getattr(hypers, name), "a number in [0, 1)")
+    for name in ("initial_alpha", "first_alpha"):
+        require(getattr(hypers, name) > 0.0, name, getattr(hypers, name), "a positive number")
+
+
+@struct.dataclass
+class SACParams:
+    """One field for each part that is updated on its own (or Adam's moments of it); `critics` is a pair."""
+
+    actor_belief: Any
+    critic_belief: Any
+    policy: Any
+    critics: Any
+    log_alpha: Any
+
+
+@struct.dataclass
+class SACState:
+    """Everything that an update changes.
+
+    Attributes:
+      params: see `SACParams`.
+      targets: the two target critics.
+      optimiser: `SACParams` whose fields are Adam's moments of that part.
+      alpha: [] the temperature in use.
+    """
+
+    params: SACParams
+    targets: tuple[Params, Params]
+    optimiser: SACParams
+    alpha: Array
+
+
+@struct.dataclass
+class SACNoise:
+    """Standard normal noise of one update: `next_action` [B, H-1, A], `action` [B, H, A]."""
+
+    next_action: Array
+    action: Array
+
+
+def make_sac(spec: SACSpec, dims: Dims, ranker: Ranker) -> Agent:
+    """SAC whose actions a `ranker` turns into slates.
+
+    Raises:
+      SettingError: a width below 1.
+    """
+    for name, value in dataclasses.asdict(spec).items():
+        require_count(name, value)
+    belief = make_gru(dims, spec.belief_width, spec.item_dim)
+    networks = _Networks(belief, MLP((spec.hidden, 2 * ranker.action_dim)), MLP((spec.hidden, 1)))
+
+    def init(key: Key, hypers: SACHypers) -> SACState:
+        return _init(networks, ranker.action_dim, key, hypers)
+
+    def start() -> Array:
+        return belief.start()
+
+    def normal(key: Key) -> Array:
+        return jax.random.normal(key, (ranker.action_dim,))
+
+    def uniform(key: Key) -> Array:
+        return jax.random.uniform(key, (ranker.action_dim,))
+
+    def choose(acting: Acting, squashed: Array) -> Choice:
+        centre, scale = ranker.box(acting.weights)
+        action = centre + scale * squashed
+        return Choice(ranker.decode(acting.weights, action), action)
+
+    def explore(acting: Acting, memory: Array, seen: Observation, _hidden: None, noise: Array) -> tuple[Choice, Array]:
+        memory = belief.step(acting.state.params.actor_belief, memory, seen)
+        return choose(acting, networks.gaussian(acting.state.params.policy, memory).sample(noise)), memory
+
+    def greedy(acting: Acting, memory: Array, seen: Observation, _hidden: None, _noise: Any) -> tuple[Choice, Array]:
+        memory = belief.step(acting.state.params.actor_belief, memory, seen)
+        return choose(acting, networks.gaussian(acting.state.params.policy, memory).mode()), memory
+
+    def warm_up(acting: Acting, memory: Array, _seen: Observation, _hidden: None, noise: Array) -> tuple[Choice, Array]:
+        return choose(acting, noise - 0.5), memory  # half of the box only, as published [27]
+
+    def draw_update(key: Key, batch: int) -> SACNoise:
+        next_key, key = jax.random.split(key)
+        next_shape, shape = ((batch, dims.horizon - last, ranker.action_dim) for last in (1, 0))
+        return SACNoise(jax.random.normal(next_key, next_shape), jax.random.normal(key, shape))
+
+    def update(acting: Acting, batch: Episode, noise: SACNoise) -> tuple[SACState, Metrics]:
+        return _update(networks, acting.state, acting.hypers, ranker.box(acting.weights), batch, noise)
+
+    return Agent(
+        init=init,
+        explore=Policy(start, normal, explore),
+        greedy=Policy(start, lambda key: (), greedy),
+        warm_up=Policy(start, uniform, warm_up),
+        draw_update=draw_update,
+        update=update,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Networks:
+    """The networks' apply functions by the names that the equations use."""
+
+    belief: Belief
+    policy: MLP
+    critic: MLP
+
+    def gaussian(self, params: Params, states: Array) -> SquashedGaussian:
+        return self.split(self.policy.apply({"params": params}, states))
+
+    @staticmethod
+    def split(outputs: Array) -> SquashedGaussian:
+        mean, log_std = jnp.split(outputs, 2, axis=-1)
+        return SquashedGaussian(mean, log_std)
+
+    def q_values(self, critics: tuple[Params, Params], states: Array, actions: Array) -> tuple[Array, Array]:
+        inputs = jnp.concatenate([states, actions], axis=-1)
+        one, two = (self.critic.apply({"params": params}, inputs)[..., 0] for params in critics)
+        return one, two
+
+
+def _init(networks: _Networks, action_dim: int, key: Key, hypers: SACHypers) -> SACState:
+    actor_key, critic_key, policy_key, *q_keys = jax.random.split(key, 5)
+    width = networks.belief.width
+    one, two = (networks.critic.init(k, jnp.zeros(width + action_dim))["params"] for k in q_keys)
+    params = SACParams(
+        actor_belief=networks.belief.init(actor_key),
+        critic_belief=networks.belief.init(critic_key),
+        policy=networks.policy.init(policy_key, jnp.zeros(width))["params"],
+        critics=(one, two),
+        log_alpha=jnp.log(jnp.float32(hypers.initial_alpha)),
+    )
+    # The targets start equal to the critics but are arrays of their own: a donated state may not hold one buffer twice.
+    targets = jax.tree.map(jnp.copy, params.critics)
+    optimiser = SACParams(**{part: adam_init(value) for part, value in vars(params).items()})
+    return SACState(params, targets, optimiser, jnp.float32(hypers.first_alpha))
+
+
+def _update(
+    networks: _Networks,
+    state: SACState,
+    hypers: SACHypers,
+    box: tuple[Array, Array],
+    batch: Episode,
+    noise: SACNoise,
+) -> tuple[SACState, Metrics]:
+    params, (centre, scale) = state.params, box
+    # One scan forward for both beliefs, one backward: the losses give gradients with respect to the states.
+    (actor_states, critic_states), pull_beliefs = jax.vjp(
+        lambda actor, critic: networks.belief.unroll((actor, critic), batch.observation),
+        params.actor_belief,
+        params.critic_belief,
+    )
+    # The policy's outputs serve the next actions of the target and, unchanged, the policy loss.
+    outputs, pull_policy = jax.vjp(
+        lambda policy, states: networks.policy.apply({"params": policy}, states), params.policy, actor_states
+    )
+
+    next_squashed, next_log_prob = networks.split(outputs[:, 1:]).sample_and_log_prob(noise.next_action)
+    next_q = jnp.minimum(*networks.q_values(state.targets, critic_states[:, 1:], centre + scale * next_squashed))
+    bootstrap = jnp.pad(next_q - state.alpha * next_log_prob, ((0, 0), (0, 1)))  # nothing follows the last turn
+    target = jax.lax.stop_gradient(batch.reward + hypers.gamma * bootstrap)
+
+    def critic_loss(critics: tuple[Params, Params], states: Array) -> tuple[Array, Array]:
+        one, two = networks.q_values(critics, states, batch.action)
+        return 0.5 * (jnp.mean(jnp.square(one - target)) + jnp.mean(jnp.square(two - target))), jnp.mean(one)
+
+    (loss_q, mean_q), (critics_grad, critic_states_grad) = jax.value_and_grad(critic_loss, (0, 1), has_aux=True)(
+        params.critics, critic_states
+    )
+    moments = state.optimiser
+    critics, critics_moments = adam_step(params.critics, critics_grad, moments.critics, hypers.critic_rate)
+
+    def policy_loss(outputs: Array) -> tuple[Array, Array]:
+        squashed, log_prob = networks.split(outputs).sample_and_log_prob(noise.action)
+        q = jnp.minimum(*networks.q_values(critics, critic_states, centre + scale * squashed))
+        return jnp.mean(state.alpha * log_prob - q), jnp.mean(log_prob)
+
+    (loss_pi, mean_log_prob), outputs_grad = jax.value_and_grad(policy_loss, has_aux=True)(outputs)
+    policy_grad, actor_states_grad = pull_policy(outputs_grad)
+    actor_belief_grad, critic_belief_grad = pull_beliefs((actor_states_grad, critic_states_grad))
+
+    loss_alpha = -jnp.exp(params.log_alpha) * (mean_log_prob + hypers.entropy_target * centre.shape[-1])
+    steps = {
+        "actor_belief": (actor_belief_grad, hypers.actor_rate),
+        "critic_belief": (critic_belief_grad, hypers.critic_rate),
+        "policy": (policy_grad, hypers.actor_rate),
+        "log_alpha": (loss_alpha, hypers.alpha_rate),  # the loss is its own derivative in log alpha
+    }
+    stepped = {
+        part: adam_step(getattr(params, part), grad, getattr(moments, part), rate) for part, (grad, rate) in steps.items()
+    }
+    new_params = SACParams(critics=critics, **{part: new for part, (new, _) in stepped.items()})
+    new_moments = SACParams(critics=critics_moments, **{part: new for part, (_, new) in stepped.items()})
+    targets = jax.tree.map(lambda target, new: target + hypers.tau * (new - target), state.targets, critics)
+    metrics = {
+        "critic_loss": loss_q,
+        "policy_loss": loss_pi,
+        "alpha_loss": loss_alpha,
+        "alpha": state.alpha,
+        "entropy": -mean_log_prob,
+        "q": mean_q,
+    }
+    return SACState(new_params, targets, new_moments, jnp.exp(new_params.log_alpha)), metrics

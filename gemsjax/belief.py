@@ -1,0 +1,50 @@
+"""Belief: what an agent makes of the observations so far. Called by agents.
+
+A belief is a pair of pure functions over one user (`step`) or whole trajectories (`unroll`). Another encoder is one more
+`make_*` function here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from gemsjax.nets import gru
+from gemsjax.types import Array, Dims, Key, Observation, Params
+
+
+class Belief(NamedTuple):
+    """A recurrent state over observations.
+
+    Attributes:
+      init: `(key) -> params`.
+      start: `() -> state` [width], before the first observation.
+      step: `(params, state, observation of one turn) -> state`, one user.
+      unroll: `(several params, observations [B, H]) -> states [B, H, width] of each`, in one scan.
+      width: static size of the state.
+    """
+
+    init: Callable[[Key], Params]
+    start: Callable[[], Array]
+    step: Callable[[Params, Array, Observation], Array]
+    unroll: Callable[[Sequence[Params], Observation], tuple[Array, ...]]
+    width: int
+
+
+def make_gru(dims: Dims, width: int = 20, item_dim: int = 20) -> Belief:
+    """The paper's belief: a GRU over [item embedding, click] of every slot, with its own item embeddings."""
+    module = gru.GRUBelief(dims.num_items, dims.slate_size, item_dim, width)
+
+    def start() -> Array:
+        return jnp.zeros(width)
+
+    def init(key: Key) -> Params:
+        blank = Observation(jnp.zeros(dims.slate_size, jnp.int32), jnp.zeros(dims.slate_size, bool))
+        return module.init(key, start(), blank)["params"]
+
+    def step(params: Params, state: Array, observation: Observation) -> Array:
+        return module.apply({"params": params}, state, observation)
+
+    return Belief(init, start, step, gru.unroll, width)

@@ -1,0 +1,1 @@
+"""Environments: pure functions over one user; `registry.make` builds them."""

@@ -1,0 +1,1 @@
+"""Equations, one function each, without networks or environments."""

@@ -1,0 +1,22 @@
+"""Adam with the learning rate as data, so that it can differ between runs of one program. Used by agents and pretrain/."""
+
+from __future__ import annotations
+
+import jax
+import optax
+
+from gemsjax.types import Array, Params
+
+AdamState = optax.ScaleByAdamState
+_ADAM = optax.scale_by_adam()
+
+
+def adam_init(params: Params) -> AdamState:
+    """Zero moments for `params`; arrays only."""
+    return _ADAM.init(params)
+
+
+def adam_step(params: Params, gradients: Params, state: AdamState, rate: Array | float) -> tuple[Params, AdamState]:
+    """One step of Adam (betas 0.9 and 0.999, epsilon 1e-8): new parameters and moments."""
+    directions, state = _ADAM.update(gradients, state)
+    return jax.tree.map(lambda p, d: p - rate * d, params, directions), state

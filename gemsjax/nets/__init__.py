@@ -1,0 +1,1 @@
+"""Networks: the only folder that imports Flax's module system. Everything else calls `init` and `apply`."""

@@ -1,0 +1,38 @@
+"""The GeMS ranker: the frozen decoder of a pre-trained slate VAE (paper section 3.1). Called by agents."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import struct
+
+from gemsjax.nets.gems import SlateVAE
+from gemsjax.rankers import Ranker
+from gemsjax.types import Array, Params
+
+
+@struct.dataclass
+class GeMSWeights:
+    """What acting in the latent space needs of a pre-trained GeMS.
+
+    Attributes:
+      params: the VAE's parameters.
+      centre, scale: [d] middle and half range of the latent codes of logged slates.
+    """
+
+    params: Params
+    centre: Array
+    scale: Array
+
+
+def make_gems_ranker(vae: SlateVAE) -> Ranker:
+    """Decode a latent action: per slot the item with the largest logit. Duplicates are allowed, as published."""
+
+    def decode(weights: GeMSWeights, action: Array) -> Array:
+        queries, _ = vae.apply({"params": weights.params}, action, method=SlateVAE.decode)
+        logits = queries @ weights.params["item_embeddings"].T
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def box(weights: GeMSWeights) -> tuple[Array, Array]:
+        return weights.centre, weights.scale
+
+    return Ranker(decode, box, vae.latent_dim)

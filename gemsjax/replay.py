@@ -1,0 +1,89 @@
+"""Replay of whole episodes: a ring buffer in compact types, carried through scans and donated. Called by training loops.
+
+Slates take two bytes an item where the catalogue allows it, clicks one, rewards are clicks. Frozen tuple of pure
+functions in the manner of flashbax; sampling is uniform without replacement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from gemsjax.errors import require, require_count
+from gemsjax.maths.slates import draw_distinct
+from gemsjax.types import Array, Dims, Episode, Key
+
+
+@struct.dataclass
+class ReplayState:
+    """Episodes in the order of the ring.
+
+    Attributes:
+      episodes: `Episode` [capacity, H, ...] in storage types.
+      added: [] int32, episodes ever added; the next lands at `added % capacity`.
+    """
+
+    episodes: Episode
+    added: Array
+
+
+class Replay(NamedTuple):
+    """Sizes bound at construction.
+
+    Attributes:
+      init: `(one episode, for shapes) -> state`.
+      add: `(state, episodes [U]) -> state`.
+      sample: `(state, key) -> episodes [batch]`, without repeats, from the latest `capacity`. Holds at least `batch`
+        episodes by the caller's care: training checks its warm-up against the batch.
+    """
+
+    init: Callable[[Episode], ReplayState]
+    add: Callable[[ReplayState, Episode], ReplayState]
+    sample: Callable[[ReplayState, Key], Episode]
+
+
+def make_replay(dims: Dims, capacity: int, batch: int, users: int = 1) -> Replay:
+    """A replay of `capacity` episodes that gets `users` at a time and gives batches of `batch`.
+
+    Raises:
+      SettingError: a batch larger than the capacity, or a capacity that is not a multiple of `users`.
+    """
+    require_count("replay_capacity", capacity)
+    require_count("batch_size", batch, 1, capacity)
+    require_count("users_per_step", users, 1, capacity)
+    require(capacity % users == 0, "replay_capacity", capacity, f"a multiple of users_per_step = {users}")
+    item = jnp.int16 if dims.num_items <= jnp.iinfo(jnp.int16).max else jnp.int32
+
+    def compact(episode: Episode) -> Episode:
+        def slates(x: Array) -> Array:
+            return x.astype(item) if jnp.issubdtype(x.dtype, jnp.integer) else x
+
+        return jax.tree.map(slates, episode)
+
+    def init(episode: Episode) -> ReplayState:
+        stored = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), compact(episode))
+        return ReplayState(stored, jnp.int32(0))
+
+    def add(state: ReplayState, episodes: Episode) -> ReplayState:
+        start = state.added % capacity
+        stored = jax.tree.map(
+            lambda ring, new: jax.lax.dynamic_update_slice_in_dim(ring, new, start, axis=0),
+            state.episodes,
+            compact(episodes),
+        )
+        return ReplayState(stored, state.added + users)
+
+    def sample(state: ReplayState, key: Key) -> Episode:
+        rows = draw_distinct(key, jnp.minimum(state.added, capacity), batch)
+
+        def widen(x: Array) -> Array:
+            x = x[rows]
+            return x.astype(jnp.int32) if jnp.issubdtype(x.dtype, jnp.integer) else x
+
+        return jax.tree.map(widen, state.episodes)
+
+    return Replay(init, add, sample)

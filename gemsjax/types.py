@@ -1,0 +1,64 @@
+"""What travels between the parts: observations, episodes, sizes. Arrays only, shapes on every field.
+
+Letters in the shapes: I items, K slots of a slate, T topics, S numbers a topic, D = T*S, H turns, U users, A action.
+A leading [...] means that the same type also carries users and turns once it has been vmapped or scanned.
+May be imported by every module; imports none.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+from flax import struct
+
+Array = jax.Array
+Key = jax.Array
+"""A typed key (`jax.random.key`)."""
+Params = Any
+"""A pytree of network weights."""
+Metrics = dict[str, Array]
+"""Small named float32 scalars that leave a compiled program."""
+
+
+class Observation(NamedTuple):
+    """What an agent may see of one turn: the slate that was shown and its clicks.
+
+    Attributes:
+      slate: [..., K] int32, item numbers (after the oracle's substitution of -1).
+      clicks: [..., K] bool, which ranks were clicked.
+    """
+
+    slate: Array
+    clicks: Array
+
+
+@struct.dataclass
+class Episode:
+    """One user's turns, as methods learn from them. `observation[t]` is what `action[t]` was chosen on.
+
+    Attributes:
+      observation: [..., H] the observations o_0 .. o_{H-1}; o_0 is the reset slate with its clicks.
+      action: [..., H, A] what the agent chose (a latent action, or the slate itself).
+      reward: [..., H] float32, the clicks that followed the action, that is on o_{t+1}.
+      final: [...] the observation o_H after the last action (methods with corrected credit need it).
+    """
+
+    observation: Observation
+    action: Array
+    reward: Array
+    final: Observation
+
+
+class Dims(NamedTuple):
+    """Static sizes that networks are built from.
+
+    Attributes:
+      num_items: I, items in the catalogue.
+      slate_size: K, slots of a slate.
+      horizon: H, turns of an episode.
+    """
+
+    num_items: int
+    slate_size: int
+    horizon: int
