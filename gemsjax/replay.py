@@ -1,4 +1,4 @@
-"""Replay of whole episodes: a ring buffer in compact types, carried through scans and donated. Called by training loops.
+"""Replay of whole episodes: a ring buffer in compact types, carried through scans and donated. For training loops.
 
 Slates take two bytes an item where the catalogue allows it, clicks one, rewards are clicks. Frozen tuple of pure
 functions in the manner of flashbax; sampling is uniform without replacement.

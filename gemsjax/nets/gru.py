@@ -35,8 +35,9 @@ class GRUBelief(nn.Module):
     def __call__(self, state: Array, observation: Observation) -> Array:
         """The next state: [hidden], one observation [K] -> [hidden]."""
         inputs, gates, bound = self.slate_size * (self.item_dim + 1), 3 * self.hidden, self.hidden**-0.5
+        items = (self.num_items, self.item_dim)
         params = {
-            "item_embeddings": self.param("item_embeddings", nn.initializers.normal(1.0), (self.num_items, self.item_dim)),
+            "item_embeddings": self.param("item_embeddings", nn.initializers.normal(1.0), items),
             "input_kernel": self.param("input_kernel", uniform(bound), (inputs, gates)),
             "input_bias": self.param("input_bias", uniform(bound), (gates,)),
             "recurrent_kernel": self.param("recurrent_kernel", uniform(bound), (self.hidden, gates)),
