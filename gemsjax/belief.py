@@ -1,7 +1,6 @@
 """Belief: what an agent makes of the observations so far. Called by agents.
 
-A belief is a pair of pure functions over one user (`step`) or whole trajectories (`unroll`). Another encoder is one more
-`make_*` function here.
+Pure functions over one user (`step`) or whole trajectories (`unroll`). Another encoder is one more `make_*` here.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ Noise = Any
 
 
 class Acting(NamedTuple):
-    """The data that a policy acts on, the same for every user: what training changes, hyper-parameters, ranker weights."""
+    """What a policy acts on, the same for every user: trained state, hyper-parameters, ranker weights."""
 
     state: AgentState
     hypers: Hypers
@@ -27,7 +27,7 @@ class Acting(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """One turn's decision: the slate [K] to show (-1: the oracle's item of that rank) and the action [A] to learn from."""
+    """One turn's decision: the slate [K] to show (-1: the oracle's item of that rank), the action [A] to learn from."""
 
     slate: Array
     action: Array

@@ -250,7 +250,8 @@ def _update(
         "log_alpha": (loss_alpha, hypers.alpha_rate),  # the loss is its own derivative in log alpha
     }
     stepped = {
-        part: adam_step(getattr(params, part), grad, getattr(moments, part), rate) for part, (grad, rate) in steps.items()
+        part: adam_step(getattr(params, part), grad, getattr(moments, part), rate)
+        for part, (grad, rate) in steps.items()
     }
     new_params = SACParams(critics=critics, **{part: new for part, (new, _) in stepped.items()})
     new_moments = SACParams(critics=critics_moments, **{part: new for part, (_, new) in stepped.items()})

@@ -187,7 +187,7 @@ class TopicEnv:
         slate = self.resolve(state, slate, params)
         return self._finish_turn(_begin_turn(state, params), slate, clicks.astype(bool), params)
 
-    # -- the parts of a step that rollouts call one by one --------------------------------------------------------------
+    # -- the parts of a step that rollouts call one by one -----------------------------------------------------------
 
     def draw(self, key: Key) -> Array:
         """All the randomness of one turn, [K] uniform numbers, so that a rollout can draw a whole episode's at once."""
@@ -257,9 +257,7 @@ class TopicEnv:
         topics = params.item_topics[items]
         state = _remember(state, topics, clicks, params)
         drifted = _drift(state.user_embedding, params.item_embeddings[items], clicks, params, self.num_topics)
-        return state.replace(
-            user_embedding=drifted, short_term_topic=_latest(topics, clicks, state.short_term_topic)
-        )
+        return state.replace(user_embedding=drifted, short_term_topic=_latest(topics, clicks, state.short_term_topic))
 
 
 # -- one rule each -----------------------------------------------------------------------------------------------------

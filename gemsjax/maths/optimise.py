@@ -1,4 +1,4 @@
-"""Adam with the learning rate as data, so that it can differ between runs of one program. Used by agents and pretrain/."""
+"""Adam with the learning rate as data, so that runs of one program may differ in it. For agents and pretrain/."""
 
 from __future__ import annotations
 
