@@ -1,0 +1,9 @@
+"""GeMS slate recommendation in JAX: simulator, methods and baselines, compiled end to end.
+
+env, params = gemsjax.make("focused_topdown")
+obs, state = env.reset(jax.random.key(0), params)
+"""
+
+from gemsjax.envs.registry import environments, make, register
+
+__all__ = ["environments", "make", "register"]
