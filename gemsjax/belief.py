@@ -21,7 +21,7 @@ class Belief(NamedTuple):
       init: `(key) -> params`.
       start: `() -> state` [width], before the first observation.
       step: `(params, state, observation of one turn) -> state`, one user.
-      unroll: `(several params, observations [B, H]) -> states [B, H, width] of each`, in one scan.
+      unroll: `(several params, observations [H, B]) -> states [H, B, width] of each`, time-major, in one scan.
       width: static size of the state.
     """
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gemsjax.agents.base import Acting, Policy
-from gemsjax.types import Array, Episode, Key, Observation
+from gemsjax.types import Array, Episode, Key, Observation, time_major
 
 ENVIRONMENT, POLICY = 0, 1
 """Streams of one user's key."""
@@ -108,5 +108,5 @@ def episodes(env: Any, policy: Policy, user_keys: Key, env_params: Any, acting: 
     recorded, final = rollout(
         env, policy, user_keys, env_params, acting, lambda turn: (turn.seen, turn.action, turn.reward)
     )
-    seen, action, reward = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), recorded)
+    seen, action, reward = time_major(recorded)
     return Episode(seen, action, reward, final)

@@ -62,3 +62,8 @@ class Dims(NamedTuple):
     num_items: int
     slate_size: int
     horizon: int
+
+
+def time_major(tree: Any) -> Any:
+    """Swap the first two axes of every leaf: [B, H, ...] <-> [H, B, ...]."""
+    return jax.tree.map(lambda x: jax.numpy.swapaxes(x, 0, 1), tree)

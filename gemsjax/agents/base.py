@@ -21,9 +21,11 @@ Noise = Any
 class Acting(NamedTuple):
     """What a policy acts on, the same for every user: trained state, hyper-parameters, ranker weights."""
 
-    state: AgentState
-    hypers: Hypers
-    weights: Weights
+    state: AgentState = ()
+    hypers: Hypers = ()
+    weights: Weights = ()
+    at_random: Array | bool = False
+    """Whether training is in its warm-up, in which an exploring policy acts at random."""
 
 
 class Choice(NamedTuple):
@@ -56,9 +58,8 @@ class Agent(NamedTuple):
 
     Attributes:
       init: `(key, hypers) -> state`.
-      explore: policy that collects training episodes.
+      explore: policy that collects training episodes (at random while `acting.at_random`).
       greedy: policy that is evaluated.
-      warm_up: policy of the first episodes, before any update.
       draw_update: `(key, batch size) -> noise` of one update.
       update: `(acting, batch of episodes [B], noise) -> (state, metrics)`.
     """
@@ -66,6 +67,5 @@ class Agent(NamedTuple):
     init: Callable[[Key, Hypers], AgentState]
     explore: Policy
     greedy: Policy
-    warm_up: Policy
     draw_update: Callable[[Key, int], Noise]
     update: Callable[[Acting, Episode, Noise], tuple[AgentState, Metrics]]

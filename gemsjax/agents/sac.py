@@ -19,9 +19,9 @@ from gemsjax.belief import Belief, make_gru
 from gemsjax.errors import require, require_count
 from gemsjax.maths.distributions import SquashedGaussian
 from gemsjax.maths.optimise import adam_init, adam_step
-from gemsjax.nets.mlp import MLP
+from gemsjax.nets.mlp import MLP, Critic
 from gemsjax.rankers import Ranker
-from gemsjax.types import Array, Dims, Episode, Key, Metrics, Observation, Params
+from gemsjax.types import Array, Dims, Episode, Key, Metrics, Observation, Params, time_major
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class SACSpec:
 
 @struct.dataclass
 class SACHypers:
-    """Numbers that may differ between runs of one program (all float32 scalars).
+    """Numbers that may differ between runs of one program (float32 scalars once inside a program).
 
     Attributes:
       gamma: discount per turn.
@@ -46,14 +46,14 @@ class SACHypers:
       entropy_target: per action dimension; the target is this times A.
     """
 
-    gamma: Array | float = 0.8
-    tau: Array | float = 0.002
-    critic_rate: Array | float = 1e-3
-    actor_rate: Array | float = 3e-3
-    alpha_rate: Array | float = 1e-3
-    initial_alpha: Array | float = 1.0
-    first_alpha: Array | float = 0.2
-    entropy_target: Array | float = -1.0
+    gamma: float = 0.8
+    tau: float = 0.002
+    critic_rate: float = 1e-3
+    actor_rate: float = 3e-3
+    alpha_rate: float = 1e-3
+    initial_alpha: float = 1.0
+    first_alpha: float = 0.2
+    entropy_target: float = -1.0
 
 
 def validate_hypers(hypers: SACHypers) -> None:
@@ -96,7 +96,7 @@ class SACState:
 
 @struct.dataclass
 class SACNoise:
-    """Standard normal noise of one update: `next_action` [B, H-1, A], `action` [B, H, A]."""
+    """Standard normal noise of one update: time-major, `next_action` [H-1, B, A], `action` [H, B, A]."""
 
     next_action: Array
     action: Array
@@ -111,7 +111,7 @@ def make_sac(spec: SACSpec, dims: Dims, ranker: Ranker) -> Agent:
     for name, value in dataclasses.asdict(spec).items():
         require_count(name, value)
     belief = make_gru(dims, spec.belief_width, spec.item_dim)
-    networks = _Networks(belief, MLP((spec.hidden, 2 * ranker.action_dim)), MLP((spec.hidden, 1)))
+    networks = _Networks(belief, MLP((spec.hidden, 2 * ranker.action_dim)), Critic(spec.hidden))
 
     def init(key: Key, hypers: SACHypers) -> SACState:
         return _init(networks, ranker.action_dim, key, hypers)
@@ -119,31 +119,30 @@ def make_sac(spec: SACSpec, dims: Dims, ranker: Ranker) -> Agent:
     def start() -> Array:
         return belief.start()
 
-    def normal(key: Key) -> Array:
-        return jax.random.normal(key, (ranker.action_dim,))
-
-    def uniform(key: Key) -> Array:
-        return jax.random.uniform(key, (ranker.action_dim,))
+    def draw(key: Key) -> tuple[Array, Array]:
+        gaussian_key, uniform_key = jax.random.split(key)
+        shape = (ranker.action_dim,)
+        return jax.random.normal(gaussian_key, shape), jax.random.uniform(uniform_key, shape)
 
     def choose(acting: Acting, squashed: Array) -> Choice:
         centre, scale = ranker.box(acting.weights)
         action = centre + scale * squashed
         return Choice(ranker.decode(acting.weights, action), action)
 
-    def explore(acting: Acting, memory: Array, seen: Observation, _hidden: None, noise: Array) -> tuple[Choice, Array]:
+    def explore(acting: Acting, memory: Array, seen: Observation, _hidden: None, noise: Any) -> tuple[Choice, Array]:
+        gaussian, uniform = noise
         memory = belief.step(acting.state.params.actor_belief, memory, seen)
-        return choose(acting, networks.gaussian(acting.state.params.policy, memory).sample(noise)), memory
+        action = networks.gaussian(acting.state.params.policy, memory).sample(gaussian)
+        # At random it covers only half of the box, as published [27].
+        return choose(acting, jnp.where(acting.at_random, uniform - 0.5, action)), memory
 
     def greedy(acting: Acting, memory: Array, seen: Observation, _hidden: None, _noise: Any) -> tuple[Choice, Array]:
         memory = belief.step(acting.state.params.actor_belief, memory, seen)
         return choose(acting, networks.gaussian(acting.state.params.policy, memory).mode()), memory
 
-    def warm_up(acting: Acting, memory: Array, _seen: Observation, _hidden: None, noise: Array) -> tuple[Choice, Array]:
-        return choose(acting, noise - 0.5), memory  # half of the box only, as published [27]
-
     def draw_update(key: Key, batch: int) -> SACNoise:
         next_key, key = jax.random.split(key)
-        next_shape, shape = ((batch, dims.horizon - last, ranker.action_dim) for last in (1, 0))
+        next_shape, shape = ((dims.horizon - last, batch, ranker.action_dim) for last in (1, 0))
         return SACNoise(jax.random.normal(next_key, next_shape), jax.random.normal(key, shape))
 
     def update(acting: Acting, batch: Episode, noise: SACNoise) -> tuple[SACState, Metrics]:
@@ -151,9 +150,8 @@ def make_sac(spec: SACSpec, dims: Dims, ranker: Ranker) -> Agent:
 
     return Agent(
         init=init,
-        explore=Policy(start, normal, explore),
+        explore=Policy(start, draw, explore),
         greedy=Policy(start, lambda key: (), greedy),
-        warm_up=Policy(start, uniform, warm_up),
         draw_update=draw_update,
         update=update,
     )
@@ -165,7 +163,7 @@ class _Networks:
 
     belief: Belief
     policy: MLP
-    critic: MLP
+    critic: Critic
 
     def gaussian(self, params: Params, states: Array) -> SquashedGaussian:
         return self.split(self.policy.apply({"params": params}, states))
@@ -176,15 +174,14 @@ class _Networks:
         return SquashedGaussian(mean, log_std)
 
     def q_values(self, critics: tuple[Params, Params], states: Array, actions: Array) -> tuple[Array, Array]:
-        inputs = jnp.concatenate([states, actions], axis=-1)
-        one, two = (self.critic.apply({"params": params}, inputs)[..., 0] for params in critics)
+        one, two = (self.critic.apply({"params": params}, states, actions) for params in critics)
         return one, two
 
 
 def _init(networks: _Networks, action_dim: int, key: Key, hypers: SACHypers) -> SACState:
     actor_key, critic_key, policy_key, *q_keys = jax.random.split(key, 5)
     width = networks.belief.width
-    one, two = (networks.critic.init(k, jnp.zeros(width + action_dim))["params"] for k in q_keys)
+    one, two = (networks.critic.init(k, jnp.zeros(width), jnp.zeros(action_dim))["params"] for k in q_keys)
     params = SACParams(
         actor_belief=networks.belief.init(actor_key),
         critic_belief=networks.belief.init(critic_key),
@@ -207,9 +204,10 @@ def _update(
     noise: SACNoise,
 ) -> tuple[SACState, Metrics]:
     params, (centre, scale) = state.params, box
+    observation, action, reward = time_major((batch.observation, batch.action, batch.reward))
     # One scan forward for both beliefs, one backward: the losses give gradients with respect to the states.
     (actor_states, critic_states), pull_beliefs = jax.vjp(
-        lambda actor, critic: networks.belief.unroll((actor, critic), batch.observation),
+        lambda actor, critic: networks.belief.unroll((actor, critic), observation),
         params.actor_belief,
         params.critic_belief,
     )
@@ -218,13 +216,13 @@ def _update(
         lambda policy, states: networks.policy.apply({"params": policy}, states), params.policy, actor_states
     )
 
-    next_squashed, next_log_prob = networks.split(outputs[:, 1:]).sample_and_log_prob(noise.next_action)
-    next_q = jnp.minimum(*networks.q_values(state.targets, critic_states[:, 1:], centre + scale * next_squashed))
-    bootstrap = jnp.pad(next_q - state.alpha * next_log_prob, ((0, 0), (0, 1)))  # nothing follows the last turn
-    target = jax.lax.stop_gradient(batch.reward + hypers.gamma * bootstrap)
+    next_squashed, next_log_prob = networks.split(outputs[1:]).sample_and_log_prob(noise.next_action)
+    next_q = jnp.minimum(*networks.q_values(state.targets, critic_states[1:], centre + scale * next_squashed))
+    bootstrap = jnp.pad(next_q - state.alpha * next_log_prob, ((0, 1), (0, 0)))  # nothing follows the last turn
+    target = jax.lax.stop_gradient(reward + hypers.gamma * bootstrap)
 
     def critic_loss(critics: tuple[Params, Params], states: Array) -> tuple[Array, Array]:
-        one, two = networks.q_values(critics, states, batch.action)
+        one, two = networks.q_values(critics, states, action)
         return 0.5 * (jnp.mean(jnp.square(one - target)) + jnp.mean(jnp.square(two - target))), jnp.mean(one)
 
     (loss_q, mean_q), (critics_grad, critic_states_grad) = jax.value_and_grad(critic_loss, (0, 1), has_aux=True)(

@@ -60,71 +60,81 @@ def project(params: Params, observation: Observation) -> Array:
 
 
 def unroll(beliefs: Sequence[Params], observation: Observation) -> tuple[Array, ...]:
-    """States of several beliefs of one width over trajectories, each [B, H, hidden], from zero states.
+    """States of several beliefs of one width over trajectories, time-major, from zero states.
 
     Args:
       beliefs: parameter trees of `GRUBelief`, one a belief.
-      observation: [B, H, K].
+      observation: [H, B, K].
+
+    Returns:
+      [H, B, hidden] for each belief.
     """
-    inputs = [jnp.swapaxes(project(params, observation), 0, 1) for params in beliefs]
-    states = recurrence(
-        jnp.stack(inputs, axis=2),
-        jnp.stack([params["recurrent_kernel"] for params in beliefs]),
-        jnp.stack([params["recurrent_bias"] for params in beliefs]),
+    inputs = _side_by_side([project(params, observation) for params in beliefs])
+    bias = _side_by_side([params["recurrent_bias"] for params in beliefs])
+    states = recurrence(inputs, _block_diagonal([params["recurrent_kernel"] for params in beliefs]), bias)
+    return tuple(jnp.split(states, len(beliefs), axis=-1))
+
+
+def _side_by_side(gates: Sequence[Array]) -> Array:
+    """N beliefs' gates [..., 3h] as one GRU's [..., 3Nh]: reset of all beliefs, then update, then new."""
+    return jnp.concatenate(
+        [part for parts in zip(*(jnp.split(g, 3, axis=-1) for g in gates), strict=True) for part in parts], -1
     )
-    return tuple(jnp.swapaxes(states[:, :, i], 0, 1) for i in range(len(beliefs)))
 
 
-def _gates(inputs: Array, recurrent: Array, state: Array) -> tuple[Array, tuple[Array, Array, Array, Array]]:
-    """GRU equations on pre-activations [..., 3 * hidden]: the next state and what its gradient needs."""
-    reset_in, update_in, new_in = jnp.split(inputs, 3, axis=-1)
-    reset_rec, update_rec, new_rec = jnp.split(recurrent, 3, axis=-1)
-    reset = jax.nn.sigmoid(reset_in + reset_rec)
-    update = jax.nn.sigmoid(update_in + update_rec)
-    new = jnp.tanh(new_in + reset * new_rec)
-    return (1.0 - update) * new + update * state, (reset, update, new, new_rec)
+def _block_diagonal(kernels: Sequence[Array]) -> Array:
+    """N recurrent kernels [h, 3h] as one [Nh, 3Nh] in the order of `_side_by_side`.
+
+    The zero blocks cost N times the arithmetic of a product that is too small to notice, and save a product a turn.
+    """
+    gates = zip(*(jnp.split(kernel, 3, axis=-1) for kernel in kernels), strict=True)
+    return jnp.concatenate([jax.scipy.linalg.block_diag(*blocks) for blocks in gates], axis=-1)
 
 
-def _recurrent(state: Array, kernel: Array) -> Array:
-    """N beliefs' recurrent products: [B, N, hidden] x [N, hidden, m] -> [B, N, m]."""
-    return jnp.stack([state[:, i] @ kernel[i] for i in range(kernel.shape[0])], axis=1)
+def _gates(inputs: Array, recurrent: Array, state: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    """GRU equations on pre-activations [..., 3h]: the next state, and the gates that its gradient needs."""
+    width = state.shape[-1]
+    reset_update = jax.nn.sigmoid(inputs[..., : 2 * width] + recurrent[..., : 2 * width])
+    recurrent_new = recurrent[..., 2 * width :]
+    new = jnp.tanh(inputs[..., 2 * width :] + reset_update[..., :width] * recurrent_new)
+    return new + reset_update[..., width:] * (state - new), (reset_update, new, recurrent_new)
 
 
 @jax.custom_vjp
 def recurrence(inputs: Array, kernel: Array, bias: Array) -> Array:
-    """States of N GRUs from zero: inputs [H, B, N, 3h], kernel [N, h, 3h], bias [N, 3h] -> [H, B, N, h]."""
+    """States of a GRU from zero: projected inputs [H, B, 3h], kernel [h, 3h], bias [3h] -> [H, B, h]."""
     return _recurrence_forward(inputs, kernel, bias)[0]
 
 
 def _recurrence_forward(inputs: Array, kernel: Array, bias: Array) -> tuple[Array, tuple]:
     def step(state: Array, inputs_t: Array) -> tuple[Array, tuple]:
-        next_state, saved = _gates(inputs_t, _recurrent(state, kernel) + bias, state)
+        next_state, saved = _gates(inputs_t, state @ kernel + bias, state)
         return next_state, (next_state, saved)
 
-    _, batch, beliefs, _ = inputs.shape
-    start = jnp.zeros((batch, beliefs, kernel.shape[1]), inputs.dtype)
+    start = jnp.zeros((inputs.shape[1], kernel.shape[0]), inputs.dtype)
     _, (states, saved) = jax.lax.scan(step, start, inputs)
     return states, (states, saved, kernel)
 
 
 def _recurrence_backward(residuals: tuple, cotangent: Array) -> tuple[Array, Array, Array]:
-    states, saved, kernel = residuals
+    """Only the chain through the states is sequential; its factors and the weights' gradients are not."""
+    states, (reset_update, new, recurrent_new), kernel = residuals
+    reset, update = jnp.split(reset_update, 2, axis=-1)
     before = jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
-    transposed = jnp.swapaxes(kernel, 1, 2)
+    by_new = (1.0 - update) * (1.0 - new * new)
+    by_update = (before - new) * update * (1.0 - update)
+    by_reset = by_new * recurrent_new * reset * (1.0 - reset)
+    factors = jnp.concatenate([by_reset, by_update, by_new * reset], axis=-1)
 
-    def step(later: Array, turn: tuple) -> tuple[Array, tuple[Array, Array]]:
-        grad, state, (reset, update, new, new_rec) = turn
+    def step(later: Array, turn: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        grad, factor, update = turn
         grad = grad + later
-        d_new = grad * (1.0 - update) * (1.0 - new * new)
-        d_update = grad * (state - new) * update * (1.0 - update)
-        d_reset = d_new * new_rec * reset * (1.0 - reset)
-        d_inputs = jnp.concatenate([d_reset, d_update, d_new], axis=-1)
-        d_recurrent = jnp.concatenate([d_reset, d_update, d_new * reset], axis=-1)
-        return grad * update + _recurrent(d_recurrent, transposed), (d_inputs, d_recurrent)
+        return grad * update + (jnp.tile(grad, 3) * factor) @ kernel.T, grad
 
-    _, (d_inputs, d_recurrent) = jax.lax.scan(step, jnp.zeros_like(states[0]), (cotangent, before, saved), reverse=True)
-    d_kernel = jnp.einsum("tbni,tbnj->nij", before, d_recurrent)
-    return d_inputs, d_kernel, d_recurrent.sum(axis=(0, 1))
+    _, grads = jax.lax.scan(step, jnp.zeros_like(states[0]), (cotangent, factors, update), reverse=True)
+    d_recurrent = jnp.tile(grads, 3) * factors
+    d_inputs = jnp.concatenate([d_recurrent[..., : 2 * kernel.shape[0]], grads * by_new], axis=-1)
+    return d_inputs, jnp.einsum("tbi,tbj->ij", before, d_recurrent), d_recurrent.sum(axis=(0, 1))
 
 
 recurrence.defvjp(_recurrence_forward, _recurrence_backward)

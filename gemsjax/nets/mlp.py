@@ -43,3 +43,22 @@ class MLP(nn.Module):
         for i, width in enumerate(self.features):
             x = Linear(width, name=f"layer{i}")(x if i == 0 else nn.relu(x))
         return x
+
+
+class Critic(nn.Module):
+    """Q of a state and an action with one hidden layer: [..., s], [..., a] -> [...].
+
+    The parameters are those of an MLP on [state, action]. The first product is taken in two, so that a loss that needs
+    the gradient with respect to one input does not pay for the other's (a quarter of the critics' work in SAC).
+    """
+
+    hidden: int
+
+    @nn.compact
+    def __call__(self, state: Array, action: Array) -> Array:
+        width, inputs = state.shape[-1], state.shape[-1] + action.shape[-1]
+        bound = inputs**-0.5
+        kernel = self.param("kernel", uniform(bound), (inputs, self.hidden))
+        bias = self.param("bias", uniform(bound), (self.hidden,))
+        hidden = nn.relu(state @ kernel[:width] + action @ kernel[width:] + bias)
+        return Linear(1, name="out")(hidden)[..., 0]

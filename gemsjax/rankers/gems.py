@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 from flax import struct
 
+from gemsjax.maths.slates import best_item
 from gemsjax.nets.gems import SlateVAE
 from gemsjax.rankers import Ranker
 from gemsjax.types import Array, Params
@@ -30,7 +30,7 @@ def make_gems_ranker(vae: SlateVAE) -> Ranker:
     def decode(weights: GeMSWeights, action: Array) -> Array:
         queries, _ = vae.apply({"params": weights.params}, action, method=SlateVAE.decode)
         logits = queries @ weights.params["item_embeddings"].T
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return best_item(logits)
 
     def box(weights: GeMSWeights) -> tuple[Array, Array]:
         return weights.centre, weights.scale

@@ -1,0 +1,79 @@
+"""Evaluation on fixed users: the same users, and the same luck, for every method. For training and experiments."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from gemsjax.agents.base import Acting, Policy
+from gemsjax.errors import require_choice, require_count
+from gemsjax.rollout import returns
+from gemsjax.types import Key
+
+USER_STREAMS = {"validation": 7_345_601, "test": 7_345_602, "logged": 7_345_603}
+"""Seeds of the populations that do not depend on a run's seed. Training users come from the run's own key."""
+
+
+class Evaluation(NamedTuple):
+    """Returns of one method on U users.
+
+    Attributes:
+      returns: [U] clicks of each user over its episode.
+      mean, standard_error: of the returns.
+      interval: 95 % Student-t interval of the mean.
+    """
+
+    returns: np.ndarray
+    mean: float
+    standard_error: float
+    interval: tuple[float, float]
+
+
+def user_keys(stream: str, users: int) -> Key:
+    """[users] keys of the first users of a population; more users extend it, none changes.
+
+    Raises:
+      SettingError: an unknown stream or a count below 1.
+    """
+    require_choice("stream", stream, USER_STREAMS)
+    require_count("users", users)
+    base = jax.random.key(USER_STREAMS[stream])
+    return jax.vmap(lambda user: jax.random.fold_in(base, user))(jnp.arange(users))
+
+
+def summarise(returns: np.ndarray) -> Evaluation:
+    """Mean, standard error and interval of [U] returns (a single user has no interval: it is NaN)."""
+    returns = np.asarray(returns, np.float64)
+    users = returns.size
+    error = float(returns.std(ddof=1) / math.sqrt(users)) if users > 1 else math.nan
+    half = float(stats.t.ppf(0.975, users - 1)) * error if users > 1 else math.nan
+    mean = float(returns.mean())
+    return Evaluation(returns, mean, error, (mean - half, mean + half))
+
+
+def evaluate(
+    env: Any, policy: Policy, env_params: Any, acting: Acting | None = None, users: int = 500, stream: str = "test"
+) -> Evaluation:
+    """Play one episode with each of the first `users` of a stream.
+
+    Args:
+      env, env_params: from `gemsjax.make`.
+      policy: greedy policy of an agent, or a reference.
+      acting: what the policy acts on; nothing for references.
+      users: how many; they are split over the local devices where that divides evenly.
+      stream: `test` or `validation`.
+
+    Raises:
+      SettingError: an unknown stream or a count below 1.
+    """
+    keys = user_keys(stream, users)
+    acting = Acting() if acting is None else acting
+    return summarise(np.asarray(_returns(env, policy, keys, env_params, acting)))
+
+
+_returns = jax.jit(returns, static_argnums=(0, 1))

@@ -1,0 +1,175 @@
+"""Off-policy training: one epoch (collect, store, sample, update, validate) is one compiled program.
+
+`make_training(env, agent, plan)` gives pure functions over one run; `runs.py` drives them from the host, sweeps vmap
+them. What may differ between runs of one program is in `Run`; what training changes in `TrainState`.
+Randomness: step n draws from `fold_in(run key, n)`, so results depend neither on how epochs are cut nor on resuming.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from gemsjax.agents.base import Acting, Agent, AgentState, Hypers, Weights
+from gemsjax.errors import require, require_count
+from gemsjax.evaluate import user_keys
+from gemsjax.replay import ReplayState, make_replay
+from gemsjax.rollout import episodes, returns
+from gemsjax.types import Array, Dims, Key, Metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Static counts of a training run (paper section 5.1). Changing one makes another program.
+
+    Attributes:
+      users_per_step: episodes collected a step.
+      updates_per_step: updates a step.
+      batch_size: episodes of an update.
+      replay_capacity: episodes kept.
+      warm_up: episodes collected at random, and without updates, before learning starts.
+      validation_users: users of the greedy validation after each epoch.
+    """
+
+    users_per_step: int = 1
+    updates_per_step: int = 1
+    batch_size: int = 20
+    replay_capacity: int = 10_000
+    warm_up: int = 2_000
+    validation_users: int = 200
+
+
+@struct.dataclass
+class Run:
+    """The data of one run; may carry a run axis.
+
+    Attributes:
+      key: the run's key, from its seed.
+      hypers: the agent's hyper-parameters.
+      weights: frozen weights of the ranker, or ().
+      env_params: of the environment.
+    """
+
+    key: Key
+    hypers: Hypers
+    weights: Weights
+    env_params: Any
+
+
+@struct.dataclass
+class TrainState:
+    """What training changes; arrays only, so it is checkpointed and donated as it is.
+
+    Attributes:
+      agent: the learner.
+      replay: episodes so far.
+      best_agent, best_return: the agent with the highest mean validation return so far, and that return.
+    """
+
+    agent: AgentState
+    replay: ReplayState
+    best_agent: AgentState
+    best_return: Array
+
+
+class Training(NamedTuple):
+    """Pure functions, sizes bound.
+
+    Attributes:
+      init: `(run) -> state`.
+      epoch: `(run, state, steps [n] int32) -> (state, metrics)`: the steps numbered `steps`, then validation.
+      steps: the same without validation: `(run, state, steps) -> (state, metrics [n] of every step)`.
+    """
+
+    init: Callable[[Run], TrainState]
+    epoch: Callable[[Run, TrainState, Array], tuple[TrainState, Metrics]]
+    steps: Callable[[Run, TrainState, Array], tuple[TrainState, Metrics]]
+
+
+INIT_STREAM, STEP_STREAM = 0, 1
+
+
+def validate_plan(plan: Plan) -> None:
+    """Raise `SettingError` for a count outside its range or counts that do not fit each other."""
+    for field in dataclasses.fields(plan):
+        require_count(field.name, getattr(plan, field.name))
+    require(
+        plan.warm_up + plan.users_per_step >= plan.batch_size,
+        "warm_up",
+        plan.warm_up,
+        f"enough episodes for a batch: at least batch_size - users_per_step = {plan.batch_size - plan.users_per_step}",
+    )
+
+
+def make_training(env: Any, agent: Agent, plan: Plan) -> Training:
+    """Bind an environment's static half, an agent and counts.
+
+    Raises:
+      SettingError: see `validate_plan` and `make_replay`.
+    """
+    validate_plan(plan)
+    dims = Dims(env.num_items, env.slate_size, env.horizon)
+    replay = make_replay(dims, plan.replay_capacity, plan.batch_size, plan.users_per_step)
+    validation_users = user_keys("validation", plan.validation_users)
+
+    def init(run: Run) -> TrainState:
+        state = agent.init(jax.random.fold_in(run.key, INIT_STREAM), run.hypers)
+        acting = Acting(state, run.hypers, run.weights, True)
+        keys = jax.random.split(jax.random.key(0), 1)  # for shapes only: nothing is drawn
+        shapes = jax.eval_shape(lambda: episodes(env, agent.explore, keys, run.env_params, acting))
+        empty = replay.init(jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), shapes))
+        return TrainState(state, empty, jax.tree.map(jnp.copy, state), jnp.float32(-jnp.inf))
+
+    def learn(run: Run, agent_state: AgentState, stored: ReplayState, key: Key) -> tuple[AgentState, Metrics]:
+        sample_key, noise_key = jax.random.split(key)
+        batch = replay.sample(stored, sample_key)
+        noise = agent.draw_update(noise_key, plan.batch_size)
+        return agent.update(Acting(agent_state, run.hypers, run.weights), batch, noise)
+
+    def step(run: Run, state: TrainState, number: Array) -> tuple[TrainState, Metrics]:
+        collect_key, learn_key = jax.random.split(_step_key(run, number))
+        at_random = number * plan.users_per_step < plan.warm_up
+        acting = Acting(state.agent, run.hypers, run.weights, at_random)
+        users = jax.random.split(collect_key, plan.users_per_step)
+        collected = episodes(env, agent.explore, users, run.env_params, acting)
+        stored = replay.add(state.replay, collected)
+
+        def updates(agent_state: AgentState) -> tuple[AgentState, Metrics]:
+            keys = jax.random.split(learn_key, plan.updates_per_step)
+            if plan.updates_per_step == 1:
+                return learn(run, agent_state, stored, keys[0])
+            agent_state, metrics = jax.lax.scan(lambda s, key: learn(run, s, stored, key), agent_state, keys)
+            return agent_state, jax.tree.map(lambda x: x.mean(axis=0), metrics)
+
+        def nothing(agent_state: AgentState) -> tuple[AgentState, Metrics]:
+            metrics = jax.eval_shape(updates, agent_state)[1]
+            return agent_state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
+
+        agent_state, metrics = jax.lax.cond(at_random, nothing, updates, state.agent)
+        metrics = metrics | {"return": collected.reward.sum(axis=1).mean(), "updated": ~at_random}
+        return state.replace(agent=agent_state, replay=stored), metrics
+
+    def steps(run: Run, state: TrainState, numbers: Array) -> tuple[TrainState, Metrics]:
+        # The counter is an unbatched scan input: a counter in the vmapped state would turn the cond into a select.
+        return jax.lax.scan(lambda state, number: step(run, state, number), state, numbers)
+
+    def epoch(run: Run, state: TrainState, numbers: Array) -> tuple[TrainState, Metrics]:
+        state, metrics = steps(run, state, numbers)
+        acting = Acting(state.agent, run.hypers, run.weights)
+        validation = returns(env, agent.greedy, validation_users, run.env_params, acting)
+        better = validation.mean() > state.best_return
+        best_agent = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.agent, state.best_agent)
+        best_return = jnp.maximum(validation.mean(), state.best_return)
+        state = state.replace(best_agent=best_agent, best_return=best_return)
+        return state, {"steps": metrics, "validation": validation}
+
+    return Training(init, epoch, steps)
+
+
+def _step_key(run: Run, number: Array) -> Key:
+    return jax.random.fold_in(jax.random.fold_in(run.key, STEP_STREAM), number)
