@@ -5,6 +5,10 @@ May be used by environments, rankers and agents.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 
@@ -12,23 +16,75 @@ from gemsjax.types import Array, Key
 
 
 def top_items(scores: Array, size: int) -> Array:
-    """The `size` highest-scoring items, best first, ties to the lowest number: [I] -> [size] int32."""
-    return jax.lax.top_k(scores, size)[1].astype(jnp.int32)
+    """The `size` highest-scoring items, best first, ties to the lowest number: [I] -> [size] int32.
 
-
-def best_item(scores: Array) -> Array:
-    """Number of the highest score, the lowest on ties: [..., I] -> [...] int32 (I if a score is NaN).
-
-    Equal to `argmax`, whose reduction over (value, index) pairs compilers for CPUs do not vectorise: this is ten times
-    faster there, and that was three quarters of a rollout under a GeMS policy.
+    Exactly `jax.lax.top_k`, but four times faster on a CPU when it is vmapped over users. Not differentiable.
     """
-    size = scores.shape[-1]
-    # Reducing over the middle of [..., rows, lanes] first keeps the inner loop on contiguous lanes.
-    lanes = max(width for width in range(1, 65) if size % width == 0)
-    tiled = scores.reshape(*scores.shape[:-1], size // lanes, lanes)
-    best = tiled.max(axis=-2).max(axis=-1)
-    numbers = jnp.arange(size, dtype=jnp.int32).reshape(size // lanes, lanes)
-    return jnp.where(tiled == best[..., None, None], numbers, size).min(axis=-2).min(axis=-1)
+    return _top_items(size)(jax.lax.stop_gradient(scores))
+
+
+_FEW = 32
+"""Below so many users `top_k` is the faster one."""
+_LOWEST = jnp.iinfo(jnp.int32).min
+
+
+@cache
+def _top_items(size: int) -> Callable[[Array], Array]:
+    """`top_k` that, once vmapped, takes another way on CPUs, where it visits users one by one without vector units."""
+
+    def one_by_one(scores: Array) -> Array:
+        return jax.lax.top_k(scores, size)[1].astype(jnp.int32)
+
+    top = jax.custom_batching.custom_vmap(one_by_one)
+
+    @top.def_vmap
+    def batch(users: int, _batched: list[bool], scores: Array) -> tuple[Array, bool]:
+        plain = jax.vmap(one_by_one)
+        if users < _FEW or scores.dtype != jnp.float32:
+            return plain(scores), True
+        return jax.lax.platform_dependent(scores, cpu=lambda s: _top_columns(size)(s.T).T, default=plain), True
+
+    return top
+
+
+@cache
+def _top_columns(size: int) -> Callable[[Array], Array]:
+    """`top_items` of every column, [I, U] -> [size, U]; further vmaps only add columns."""
+    top = jax.custom_batching.custom_vmap(lambda scores: _two_stages(scores, size))
+
+    @top.def_vmap
+    def more_columns(runs: int, _batched: list[bool], scores: Array) -> tuple[Array, bool]:
+        items, users = scores.shape[1:]
+        found = _top_columns(size)(jnp.swapaxes(scores, 0, 1).reshape(items, runs * users))
+        return jnp.swapaxes(found.reshape(size, runs, users), 0, 1), True
+
+    return top
+
+
+def _two_stages(scores: Array, size: int) -> Array:
+    """The best items lie in the blocks with the best maxima: find these blocks, then search only them."""
+    items, users = scores.shape
+    bits = jax.lax.bitcast_convert_type(scores, jnp.int32)
+    keys = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers in the total order of the floats, as in top_k
+    width = max(1, round(math.sqrt(items / size)))  # both stages then search about as many numbers
+    blocks = -(-items // width)
+    keys = jnp.pad(keys, ((0, blocks * width - items), (0, 0)), constant_values=_LOWEST)
+    best = jnp.sort(_largest(keys.reshape(blocks, width, users).max(axis=1), size), axis=0)
+    inside = best[:, None] * width + jnp.arange(width, dtype=jnp.int32)[:, None]
+    candidates = inside.reshape(size * width, users)  # ascending, so that ties still go to the lowest number
+    found = _largest(jnp.take_along_axis(keys, candidates, axis=0), size)
+    return jnp.take_along_axis(candidates, found, axis=0)
+
+
+def _largest(keys: Array, size: int) -> Array:
+    """Rows of the `size` largest of every column, one pass each, ties to the first row: [n, U] -> [size, U]."""
+    rows = jnp.arange(keys.shape[0], dtype=jnp.int32)[:, None]
+
+    def take(keys: Array, _: None) -> tuple[Array, Array]:
+        row = jnp.where(keys == keys.max(axis=0), rows, keys.shape[0]).min(axis=0)
+        return jnp.where(rows == row, _LOWEST, keys), row
+
+    return jax.lax.scan(take, keys, None, length=size)[1]
 
 
 def draw_distinct(key: Key, population: int | Array, size: int) -> Array:
