@@ -1,0 +1,157 @@
+"""What a run needs before it trains, from the host's side: logged data and a pre-trained GeMS, made once and kept.
+
+`logged_data` and `pretrained_gems` find their earlier results on disk, and continue where they were stopped. Called by
+runs.py, experiments and notebooks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemsjax import checkpoint, datasets, tracking
+from gemsjax.errors import TrainingError
+from gemsjax.pretrain.gems import GeMSState, Pretraining, Slates, make_pretraining
+from gemsjax.rankers.gems import GeMSWeights
+from gemsjax.settings import GeMSSettings, TrainSettings, make_world
+from gemsjax.types import Dims
+
+BOUND_USERS = 1_000
+"""Logged users whose latent codes span the action box (published implementation)."""
+CALLS_PER_EPOCH = 10
+"""Pieces in which an epoch of pre-training is called, for progress and Ctrl-C."""
+
+
+class World(NamedTuple):
+    """The environment of a run with its sizes."""
+
+    env: Any
+    params: Any
+    dims: Dims
+
+
+def world_of(settings: TrainSettings) -> World:
+    """The environment that the settings name."""
+    return World(*make_world(settings))
+
+
+def logged_data(settings: TrainSettings, world: World, data_root: Path) -> datasets.LoggedSlates:
+    """The logged slates that GeMS learns from, generated below `data_root` if they are not there."""
+    gems = settings.gems
+    identity = {"env": settings.env, "catalogue": settings.catalogue, **settings.env_settings}
+    name = f"{settings.env}_eps{gems.epsilon}_users{gems.users}-{checkpoint.config_hash(identity)[:6]}"
+    directory = data_root / name
+    with tracking.Progress(gems.users, "logged data", unit="users") as progress:
+        datasets.generate(
+            world.env, world.params, directory, users=gems.users, epsilon=gems.epsilon, on_progress=progress.update
+        )
+    return datasets.load(directory)
+
+
+def pretrained_gems(
+    settings: TrainSettings, world: World, root: Path, data: Callable[[], datasets.LoggedSlates]
+) -> GeMSWeights:
+    """A pre-trained GeMS: the one that an earlier run left below `root/GeMS`, else trained now (and kept there).
+
+    Stopped half-way it continues at the epoch that it was in. `data` is called only if there is something to train.
+
+    Raises:
+      TrainingError: a loss is no longer finite.
+      KeyboardInterrupt: Ctrl-C or SIGTERM, after the epoch's checkpoint.
+    """
+    gems, pretraining = settings.gems, make_pretraining(settings.gems.spec, world.dims)
+    config = {
+        "seed": settings.seed,
+        "env": settings.env,
+        "catalogue": settings.catalogue,
+        "env_settings": settings.env_settings,
+        "gems": dataclasses.asdict(gems),
+    }
+    name = tracking.run_name(settings.env, settings.seed, gems.beta, gems.click_weight, method="GeMS").directory
+    directory = root / f"{name}-{checkpoint.config_hash(config)[:6]}"
+    finished, like = directory / "weights", jax.eval_shape(pretraining.init, jax.random.key(0)).params
+    latent = jax.ShapeDtypeStruct((gems.latent_dim,), jnp.float32)
+    if checkpoint.latest_step(finished) is not None:
+        return checkpoint.restore(finished, GeMSWeights(like, latent, latent), config=config).tree
+    with tracking.RunDirectory(directory, config, resume=True), tracking.StopRequest() as stop:
+        weights = _pretrain(pretraining, gems, settings.seed, directory, config, data(), stop)
+        checkpoint.save(finished, weights, step=gems.epochs, config=config)
+    return weights
+
+
+def _pretrain(
+    pretraining: Pretraining,
+    gems: GeMSSettings,
+    seed: int,
+    directory: Path,
+    config: dict[str, Any],
+    data: datasets.LoggedSlates,
+    stop: tracking.StopRequest,
+) -> GeMSWeights:
+    validation, training = (on_device(part) for part in datasets.split(data))
+    config = config | {"dataset": data.checksum}
+    key, hypers = jax.random.key(seed), as_arrays(gems.hypers)
+    updates = jax.jit(pretraining.updates, donate_argnums=0)
+    validate = jax.jit(pretraining.validate, donate_argnums=0)
+    state, done = _resume_pretraining(pretraining, key, directory, config)
+    log = tracking.MetricsLog(directory)
+    log.truncate(done + 1)
+    batches = training.slates.shape[0] // gems.batch_size
+    pieces = np.array_split(np.arange(batches, dtype=np.int32), _pieces(batches))
+    with tracking.Progress(gems.epochs * batches, "GeMS", start=done * batches, unit="batches") as progress:
+        for epoch in range(done, gems.epochs):
+            losses: list[dict[str, np.ndarray]] = []
+            for piece in pieces:
+                state, metrics = updates(state, hypers, key, training, jnp.int32(epoch), piece)
+                losses.append(jax.tree.map(np.asarray, metrics))
+                require_finite(losses[-1], epoch * batches + int(piece[0]), "batch", directory)
+                progress.update(epoch * batches + int(piece[-1]) + 1, {"loss": losses[-1]["loss"].mean()})
+            state, validated = validate(state, hypers, validation)
+            means = {name: float(np.concatenate([piece[name] for piece in losses]).mean()) for name in losses[0]}
+            log.append({"step": epoch + 1, **means, **{f"validation_{k}": float(v) for k, v in validated.items()}})
+            checkpoint.save(directory / "checkpoints", state, step=epoch + 1, config=config)
+            if stop.requested and epoch + 1 < gems.epochs:
+                raise KeyboardInterrupt(f"stopped after epoch {epoch + 1} of GeMS; the same command continues")
+    slates = Slates(*(column[: BOUND_USERS * data.slates.shape[1]] for column in training))
+    return jax.jit(pretraining.bounds)(state.best_params, slates)
+
+
+def _pieces(batches: int) -> int:
+    """Into how many equal pieces an epoch is cut: unequal ones would compile twice."""
+    return max(pieces for pieces in range(1, CALLS_PER_EPOCH + 1) if batches % pieces == 0)
+
+
+def _resume_pretraining(
+    pretraining: Pretraining, key: jax.Array, directory: Path, config: dict[str, Any]
+) -> tuple[GeMSState, int]:
+    if checkpoint.latest_step(directory / "checkpoints") is None:
+        return jax.jit(pretraining.init)(key), 0
+    like = jax.eval_shape(pretraining.init, key)
+    state, done, _ = checkpoint.restore(directory / "checkpoints", like, config=config)
+    return state, done
+
+
+def on_device(data: datasets.LoggedSlates) -> Slates:
+    """Logged users as flat rows on the default device, in storage types."""
+    return Slates(jnp.asarray(data.slates.reshape(-1, data.slates.shape[-1])), jnp.asarray(data.clicks.reshape(-1)))
+
+
+def as_arrays(hypers: Any) -> Any:
+    """Hyper-parameters as float32 scalars, so that changing one does not compile again."""
+    return jax.tree.map(jnp.float32, hypers)
+
+
+def require_finite(metrics: dict[str, np.ndarray], first: int, unit: str, directory: Path) -> None:
+    """Stop at the first value that is not finite, naming it; the checkpoint before it stays."""
+    bad = {name: int(np.argmin(np.isfinite(value))) for name, value in metrics.items() if not np.isfinite(value).all()}
+    if bad:
+        name = min(bad, key=lambda name: bad[name])
+        kept = checkpoint.latest_step(directory / "checkpoints")
+        stays = f"the checkpoint of {kept} stays in {directory}" if kept is not None else "there was no checkpoint yet"
+        raise TrainingError(f"{unit} {first + bad[name]}: {name} is {metrics[name][bad[name]]}; {stays}")

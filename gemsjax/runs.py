@@ -1,0 +1,252 @@
+"""A training run from the host's side: epochs are driven, logged, checkpointed, resumed; the best policy is tested.
+
+The stages (`prepare.logged_data`, `prepare.pretrained_gems`, `train`) may be called one by one, as the quickstart and
+notebooks do. Files of a run: `config.json`, `metrics.jsonl`, `metrics.csv`, `checkpoints/`, plots, and `result.json`
+once it is tested.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemsjax import checkpoint, methods, tracking
+from gemsjax.agents.base import Acting, Agent
+from gemsjax.errors import DataError
+from gemsjax.evaluate import Evaluation, evaluate
+from gemsjax.prepare import World, as_arrays, require_finite, world_of
+from gemsjax.pretrain.gems import make_pretraining
+from gemsjax.rankers.gems import GeMSWeights, make_gems_ranker
+from gemsjax.settings import TrainSettings, from_config
+from gemsjax.train import Run, TrainState, make_training
+from gemsjax.types import Dims
+
+
+class Outcome(NamedTuple):
+    """What `train` leaves.
+
+    Attributes:
+      directory: of the run.
+      test: returns of the best validated policy on the test users; None if the run was stopped before its end.
+      seconds: of this call, by part: `compile`, `train`, `test`.
+    """
+
+    directory: Path
+    test: Evaluation | None
+    seconds: dict[str, float]
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+def make_agent(settings: TrainSettings, dims: Dims) -> Agent:
+    """The learner that the (resolved) settings describe."""
+    entry = methods.method(settings.method)
+    assert entry.agent is not None
+    return entry.agent(settings.spec, dims, make_gems_ranker(make_pretraining(settings.gems.spec, dims).vae))
+
+
+def train(
+    settings: TrainSettings,
+    world: World,
+    weights: Any,
+    root: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    track: str = "none",
+    on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
+) -> Outcome:
+    """Train, validate every epoch, keep the best, test it.
+
+    Args:
+      settings: resolved.
+      world: from `world_of`.
+      weights: of the ranker, from `pretrained_gems`; () for methods without one.
+      root: of all runs.
+      resume, overwrite: what to do with an existing run directory; refused without either.
+      track: see `tracking.open_tracker`.
+      on_epoch: called with each epoch's row of metrics.
+
+    Raises:
+      SettingError, DataError: an existing directory, or a checkpoint of another configuration.
+      TrainingError: a loss is no longer finite; the last good checkpoint stays.
+    """
+    name = name_of(settings)
+    identity = settings.identity()
+    config = dataclasses.asdict(settings)
+    with tracking.RunDirectory(root / name.directory, config, resume=resume, overwrite=overwrite) as directory:
+        if directory.resumed:
+            _refuse_other(tracking.read_config(directory.path), identity, directory.path)
+            directory.write_config(config)
+        driver = _Driver(settings, world, weights, directory.path, identity)
+        tracker = tracking.open_tracker(track, directory.path, name.full, config, resumed_step=driver.done)
+        try:
+            return driver.drive(lambda row: (tracker.log(row), on_epoch(row)))
+        finally:
+            tracker.close()
+
+
+def name_of(settings: TrainSettings) -> tracking.RunName:
+    """Where a run lives and what it is called, e.g. `SAC_GeMS_focused_topdown_KL1.0_click0.5_seed58407201`."""
+    entry, gems = methods.method(settings.method), settings.gems
+    through_gems = (gems.beta, gems.click_weight) if entry.ranker == "gems" else (None, None)
+    return tracking.run_name(settings.env, settings.seed, *through_gems, method=entry.directory)
+
+
+class _Driver:
+    """The state of one call of `train`."""
+
+    def __init__(
+        self, settings: TrainSettings, world: World, weights: Any, directory: Path, identity: dict[str, Any]
+    ) -> None:
+        self.settings, self.world, self.directory, self.identity = settings, world, directory, identity
+        self.agent = make_agent(settings, world.dims)
+        self.training = make_training(world.env, self.agent, settings.plan)
+        self.run = Run(jax.random.key(settings.seed), as_arrays(settings.hypers), weights, world.params)
+        self.seconds = dict.fromkeys(("compile", "train", "test"), 0.0)
+        like = jax.eval_shape(lambda: (self.training.init(self.run), self.run))
+        if checkpoint.latest_step(self.checkpoints) is None:
+            self.state, self.done = jax.jit(self.training.init)(self.run), 0
+        else:
+            (self.state, self.run), self.done, _ = checkpoint.restore(self.checkpoints, like, config=identity)
+        self.log = tracking.MetricsLog(directory)
+        self.log.truncate(self.done + 1)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
+
+    def drive(self, on_epoch: Callable[[dict[str, float]], object]) -> Outcome:
+        steps, size = self.settings.steps, self.settings.epoch_steps
+        with (
+            tracking.StopRequest() as stop,
+            tracking.Progress(steps, methods.method(self.settings.method).title, start=self.done) as progress,
+        ):
+            programs: dict[int, Any] = {}
+            while self.done < steps and not stop.requested:
+                length = min(size, steps - self.done)
+                if length not in programs:
+                    programs[length] = self._compile(length)
+                row = self._epoch(programs[length], length)
+                on_epoch(row)
+                progress.update(self.done, {k: row[k] for k in ("return", "validation") if k in row})
+        finished = self.done >= steps
+        return Outcome(self.directory, self._test() if finished else None, self.seconds)
+
+    def _compile(self, length: int) -> Any:
+        started = time.perf_counter()
+        numbers = jax.ShapeDtypeStruct((length,), jnp.int32)
+        program = jax.jit(self.training.epoch, donate_argnums=1).lower(self.run, self.state, numbers).compile()
+        self.seconds["compile"] += time.perf_counter() - started
+        return program
+
+    def _epoch(self, program: Any, length: int) -> dict[str, float]:
+        started = time.perf_counter()
+        numbers = jnp.arange(self.done, self.done + length, dtype=jnp.int32)
+        state, metrics = program(self.run, self.state, numbers)
+        metrics = jax.tree.map(np.asarray, metrics)
+        self.seconds["train"] += time.perf_counter() - started
+        updated = metrics["steps"].pop("updated")
+        require_finite(metrics["steps"], self.done, "step", self.directory)
+        self.state, self.done = state, self.done + length
+        row = {"step": self.done, "return": float(metrics["steps"].pop("return").mean())}
+        if updated.any():
+            row |= {name: float(value[updated].mean()) for name, value in metrics["steps"].items()}
+        validation = metrics["validation"]
+        row |= {
+            "validation": float(validation.mean()),
+            "validation_se": float(validation.std(ddof=1) / np.sqrt(validation.size)) if validation.size > 1 else 0.0,
+            "best_validation": float(state.best_return),
+            "seconds": time.perf_counter() - started,
+        }
+        # The row first: a run that is killed in between drops it on resuming and writes it again.
+        self.log.append(row)
+        checkpoint.save(self.checkpoints, (self.state, self.run), step=self.done, config=self.identity)
+        return row
+
+    def _test(self) -> Evaluation:
+        started = time.perf_counter()
+        acting = Acting(self.state.best_agent, self.run.hypers, self.run.weights)
+        tested = evaluate(self.world.env, self.agent.greedy, self.run.env_params, acting, self.settings.test_users)
+        self.seconds["test"] += time.perf_counter() - started
+        result = table_row(self.settings.env, self.settings.method, tested)
+        result |= {"seed": self.settings.seed, "steps": self.done, "best_validation": float(self.state.best_return)}
+        tracking.write_json(self.directory / "result.json", result)
+        return tested
+
+
+class Trained(NamedTuple):
+    """A trained policy, ready to act.
+
+    Attributes:
+      settings, world: of its run.
+      agent: `agent.greedy` acts.
+      acting: what it acts on: the best validated state.
+      step: at which its checkpoint was saved.
+    """
+
+    settings: TrainSettings
+    world: World
+    agent: Agent
+    acting: Acting
+    step: int
+
+
+def load(directory: Path | str) -> Trained:
+    """The best validated policy of a run directory.
+
+    Raises:
+      DataError: no run directory, no undamaged checkpoint, or one of another configuration.
+    """
+    directory = Path(directory)
+    settings = from_config(tracking.read_config(directory)).resolved()
+    world = world_of(settings)
+    agent = make_agent(settings, world.dims)
+    training = make_training(world.env, agent, settings.plan)
+    like = jax.eval_shape(lambda: _blank_run(settings, world))
+    state_like = jax.eval_shape(training.init, like)
+    (state, run), step, _ = checkpoint.restore(
+        directory / "checkpoints", (state_like, like), config=settings.identity()
+    )
+    assert isinstance(state, TrainState)
+    return Trained(settings, world, agent, Acting(state.best_agent, run.hypers, run.weights), step)
+
+
+def _blank_run(settings: TrainSettings, world: World) -> Run:
+    weights: Any = ()
+    if methods.method(settings.method).ranker == "gems":
+        latent = jnp.zeros(settings.gems.latent_dim)
+        vae_params = make_pretraining(settings.gems.spec, world.dims).init(jax.random.key(0)).params
+        weights = GeMSWeights(vae_params, latent, latent)
+    return Run(jax.random.key(0), as_arrays(settings.hypers), weights, world.params)
+
+
+# -- small things ------------------------------------------------------------------------------------------------------
+
+
+def table_row(env: str, method: str, evaluation: Evaluation) -> dict[str, Any]:
+    """One row of the JSON that evaluations write: `env, method, users, mean_return, se_return`."""
+    return {
+        "env": env,
+        "method": method,
+        "users": int(evaluation.returns.size),
+        "mean_return": evaluation.mean,
+        "se_return": evaluation.standard_error,
+    }
+
+
+def _refuse_other(config: dict[str, Any], identity: dict[str, Any], directory: Path) -> None:
+    recorded = from_config(config).identity()
+    differing = [
+        f"{k}: {recorded[k]!r} there, {identity[k]!r} asked for" for k in identity if recorded[k] != identity[k]
+    ]
+    if differing:
+        raise DataError(f"{directory} holds a run of another configuration: {'; '.join(differing)}")

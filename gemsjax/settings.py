@@ -1,0 +1,170 @@
+"""What a person asks for when training: plain frozen dataclasses with defaults, checked before anything compiles.
+
+Command lines are made from these classes; run directories hold them as `config.json`. Imported by runs.py, experiments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from gemsjax import methods
+from gemsjax.envs.registry import make
+from gemsjax.errors import DataError, require, require_count
+from gemsjax.pretrain.gems import GeMSHypers, GeMSSpec
+from gemsjax.train import Plan, validate_plan
+from gemsjax.types import Dims
+
+PUBLISHED_SEEDS = (
+    58407201, 496912423, 2465781, 300029, 215567, 23437561, 309081907, 548260111, 51941177, 212407167,
+)  # fmt: skip
+"""The ten seeds of the paper's tables."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GeMSSettings:
+    """Pre-training of the slate VAE and the logged data that it learns from.
+
+    Attributes:
+      beta: weight of the KL term.
+      click_weight: weight of the click reconstruction (the paper's lambda).
+      latent_dim: numbers in a latent action.
+      item_dim: width of the item embeddings.
+      hidden: widths of the encoder's hidden layers.
+      rate: Adam's learning rate.
+      batch_size: slates an update.
+      epochs: passes over the training slates.
+      noise: 'deviation', or 'variance' as in the published code.
+      shuffle: a new order of the slates each epoch; the published code has none.
+      users: logged users; the first tenth validates.
+      epsilon: of the epsilon-greedy oracle that logs.
+    """
+
+    beta: float = 1.0
+    click_weight: float = 0.5
+    latent_dim: int = 32
+    item_dim: int = 20
+    hidden: tuple[int, ...] = (512, 256)
+    rate: float = 1e-3
+    batch_size: int = 256
+    epochs: int = 10
+    noise: str = "deviation"
+    shuffle: bool = True
+    users: int = 100_000
+    epsilon: float = 0.5
+
+    @property
+    def spec(self) -> GeMSSpec:
+        return GeMSSpec(self.latent_dim, self.item_dim, self.hidden, self.batch_size, self.noise, self.shuffle)
+
+    @property
+    def hypers(self) -> GeMSHypers:
+        return GeMSHypers(self.beta, self.click_weight, self.rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """One training run.
+
+    Attributes:
+      method: name of a method that learns.
+      env: name of an environment.
+      seed: of the run, its pre-training included.
+      steps: of training; a step collects and updates as `plan` says.
+      epoch_steps: steps between validations (and checkpoints).
+      test_users: users of the test at the end.
+      catalogue: file or name of item embeddings instead of the environment's own.
+      env_settings: constants of the environment to change, such as `influence 0.05` or `slate_size 5`.
+      plan: counts of training.
+      hypers: the method's hyper-parameters.
+      spec: the method's static choices.
+      gems: pre-training, for methods that act through GeMS.
+    """
+
+    method: str = "sac-gems"
+    env: str = "focused_topdown"
+    seed: int = PUBLISHED_SEEDS[0]
+    steps: int = 100_000
+    epoch_steps: int = 1_000
+    test_users: int = 500
+    catalogue: str | None = None
+    env_settings: dict[str, int | float] = dataclasses.field(default_factory=dict)
+    plan: Plan = Plan()
+    hypers: Any = None
+    spec: Any = None
+    gems: GeMSSettings = GeMSSettings()
+
+    def resolved(self) -> TrainSettings:
+        """The same with the method's own defaults where `hypers` or `spec` is None, checked.
+
+        Raises:
+          SettingError: naming the setting, its value and what is accepted.
+        """
+        entry = methods.method(self.method)
+        require(entry.learns, "method", self.method, f"one that learns: {', '.join(methods.learners())}")
+        assert entry.hypers is not None and entry.spec is not None
+        filled = dataclasses.replace(self, hypers=self.hypers or entry.hypers(), spec=self.spec or entry.spec())
+        _check(filled, entry)
+        return filled
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree on to be continued: everything but how long to train and what to test."""
+        config = dataclasses.asdict(self)
+        for free in ("steps", "test_users"):
+            del config[free]
+        return config
+
+
+def _check(settings: TrainSettings, entry: methods.Method) -> None:
+    require_count("seed", settings.seed, 0, 2**32 - 1)
+    require_count("steps", settings.steps)
+    require_count("epoch_steps", settings.epoch_steps)
+    require_count("test_users", settings.test_users)
+    validate_plan(settings.plan)
+    if entry.check is not None:
+        entry.check(settings.hypers)
+    if entry.ranker == "gems":
+        check_gems(settings.gems)
+
+
+def check_gems(gems: GeMSSettings) -> None:
+    """Raise `SettingError` for a setting of pre-training outside its range."""
+    for name in ("epochs", "latent_dim", "item_dim", "batch_size"):
+        require_count(f"gems.{name}", getattr(gems, name))
+    require(all(width >= 1 for width in gems.hidden), "gems.hidden", gems.hidden, "widths of at least 1")
+    require_count("gems.users", gems.users, 10)
+    require(gems.users * 90 >= gems.batch_size, "gems.users", gems.users, "enough logged slates for one batch")
+    for name in ("beta", "click_weight"):
+        require(getattr(gems, name) >= 0.0, f"gems.{name}", getattr(gems, name), "a number of at least 0")
+    require(0.0 < gems.rate < 1.0, "gems.rate", gems.rate, "a number in (0, 1)")
+    require(0.0 <= gems.epsilon <= 1.0, "gems.epsilon", gems.epsilon, "a probability")
+
+
+def from_config(config: dict[str, Any]) -> TrainSettings:
+    """Settings from a run directory's `config.json`.
+
+    Raises:
+      DataError: keys that this version does not know, or missing ones.
+    """
+    try:
+        entry = methods.method(config["method"])
+        assert entry.hypers is not None and entry.spec is not None
+        parts = {
+            "plan": Plan(**config["plan"]),
+            "hypers": entry.hypers(**config["hypers"]),
+            "spec": entry.spec(**config["spec"]),
+            "gems": GeMSSettings(**{**config["gems"], "hidden": tuple(config["gems"]["hidden"])}),
+        }
+        return TrainSettings(**{**config, **parts})
+    except (KeyError, TypeError) as error:
+        raise DataError(f"config.json does not describe a training run of this version: {error}") from error
+
+
+def make_world(settings: TrainSettings) -> tuple[Any, Any, Dims]:
+    """The environment's static half and parameters, and its sizes.
+
+    Raises:
+      SettingError, DataError: see `gemsjax.make`.
+    """
+    env, params = make(settings.env, catalogue=settings.catalogue, **settings.env_settings)
+    return env, params, Dims(env.num_items, env.slate_size, env.horizon)
