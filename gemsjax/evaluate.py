@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +13,8 @@ from scipy import stats
 
 from gemsjax.agents.base import Acting, Policy
 from gemsjax.errors import require_choice, require_count
-from gemsjax.rollout import returns
-from gemsjax.types import Key
+from gemsjax.rollout import Turn, returns, rollout
+from gemsjax.types import Array, Key
 
 USER_STREAMS = {"validation": 7_345_601, "test": 7_345_602, "logged": 7_345_603}
 """Seeds of the populations that do not depend on a run's seed. Training users come from the run's own key."""
@@ -76,4 +77,33 @@ def evaluate(
     return summarise(np.asarray(_returns(env, policy, keys, env_params, acting)))
 
 
+class Scores(NamedTuple):
+    """What a policy recommends and to whom: data of the paper's Figure 2.
+
+    Attributes:
+      scores: [H, U, K] how well each shown item suits the user (relevance is one half at `relevance_offset`).
+      bored_topics: [H, U] how many topics the user is bored of.
+    """
+
+    scores: np.ndarray
+    bored_topics: np.ndarray
+
+
+def recommended_scores(
+    env: Any, policy: Policy, env_params: Any, acting: Acting | None = None, users: int = 200
+) -> Scores:
+    """Scores of the items that a policy shows to the first `users` test users, with their boredom."""
+    acting = Acting() if acting is None else acting
+    scores, bored = _scores(env, policy, user_keys("test", users), env_params, acting)
+    return Scores(np.asarray(scores), np.asarray(bored))
+
+
 _returns = jax.jit(returns, static_argnums=(0, 1))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _scores(env: Any, policy: Policy, keys: Key, env_params: Any, acting: Acting) -> tuple[Array, Array]:
+    def record(turn: Turn) -> tuple[Array, Array]:
+        return turn.info["scores"], turn.info["bored"].sum(axis=-1)
+
+    return rollout(env, policy, keys, env_params, acting, record)[0]
