@@ -1,0 +1,1 @@
+"""Runnable modules, `python -m experiments.NAME`: each one's docstring gives its command, time and expected numbers."""
