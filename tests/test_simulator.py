@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 import gemsjax
 from gemsjax.agents.base import Acting
@@ -113,6 +114,8 @@ def test_numbers_outside_the_catalogue_are_flagged_and_never_clicked(small, user
     # Recorded clicks on such slots change nothing either.
     everything_equal(jax.jit(env.transition)(user, slate, jnp.ones(4, bool), params), state)
     assert not step(env)(KEY, user, jnp.array([0, -1, 59, 0]), params)[-1]["invalid_action"]
+    shown, *_, info = step(env)(KEY, user, jnp.array([-2, -1, 60, 0]), params)
+    assert info["invalid_action"] and shown.slate[jnp.array([0, 2, 3])].tolist() == [-2, 60, 0]
 
 
 def test_every_copy_of_an_item_can_be_clicked(small, user):
@@ -153,6 +156,22 @@ def test_without_influence_users_keep_their_taste():
     _, state = jax.jit(env.reset)(KEY, params)
     after = jax.jit(env.transition)(state, jnp.arange(4), jnp.ones(4, bool), params)
     np.testing.assert_allclose(after.user_embedding, state.user_embedding, atol=1e-7)
+
+
+@pytest.mark.parametrize("settings", [{}, {"user_noise": 1.5, "user_focus": 1.0}], ids=["published", "wide"])
+def test_users_follow_the_published_process(settings):
+    env, params = gemsjax.make("focused_topdown", **SMALL, **settings)
+    _, states = jax.jit(jax.vmap(env.reset, in_axes=(0, None)))(jax.random.split(KEY, 5000), params)
+    random, noise, focus = np.random.default_rng(0), float(params.user_noise), float(params.user_focus)
+    expected = np.abs(np.clip(noise * random.normal(size=(5000, 10, 2)), -1, 1))
+    expected *= random.uniform(size=(5000, 10, 1)) ** focus  # the weights' own sum goes in the normalisation
+    expected /= np.linalg.norm(expected, axis=2).sum(axis=1)[:, None, None]
+    drawn = np.asarray(states.user_embedding, np.float64).reshape(5000, 10, 2)
+    for users_number in (lambda users: np.linalg.norm(users, axis=2).max(axis=1), lambda users: users[:, 3, 1]):
+        assert stats.ks_2samp(users_number(drawn), users_number(expected)).pvalue > 1e-4
+    # Rounded: clipping piles users up at 45 degrees, where float32 and float64 differ in the last digits.
+    angles = [np.arctan2(users[:, 7, 0], users[:, 7, 1]).round(5) for users in (drawn, expected)]
+    assert stats.ks_2samp(*angles).pvalue > 1e-4
 
 
 # -- the user browsing model -------------------------------------------------------------------------------------------
@@ -227,6 +246,13 @@ def test_a_rollout_equals_stepping_by_hand(small):
             everything_equal(observation, jax.tree.map(lambda x: x[turn, number], shown))  # noqa: B023
             assert reward == rewards[turn, number]
         everything_equal(observation, jax.tree.map(lambda x: x[number], final))  # noqa: B023
+
+
+def test_no_two_draws_of_a_user_share_a_key():
+    user_keys = jax.random.split(KEY, 3)
+    used = [key for user in user_keys for turn in range(5) for key in turn_keys(user, turn)]
+    used += [reset_key(user) for user in user_keys]
+    assert len({np.asarray(jax.random.key_data(key)).tobytes() for key in [*used, *user_keys]}) == 3 * (2 * 5 + 2)
 
 
 def primitives_outside_cond(jaxpr):
