@@ -130,7 +130,7 @@ def _pieces(batches: int) -> int:
 def _resume_pretraining(
     pretraining: Pretraining, key: jax.Array, directory: Path, config: dict[str, Any]
 ) -> tuple[GeMSState, int]:
-    if checkpoint.latest_step(directory / "checkpoints") is None:
+    if not (directory / "checkpoints").is_dir():
         return jax.jit(pretraining.init)(key), 0
     like = jax.eval_shape(pretraining.init, key)
     state, done, _ = checkpoint.restore(directory / "checkpoints", like, config=config)

@@ -87,7 +87,9 @@ def train(
             _refuse_other(tracking.read_config(directory.path), identity, directory.path)
             directory.write_config(config)
         driver = _Driver(settings, world, weights, directory.path, identity)
-        tracker = tracking.open_tracker(track, directory.path, name.full, config, resumed_step=driver.done)
+        tracker = tracking.open_tracker(
+            track, directory.path, name.full, config, resumed_step=driver.done + 1 if driver.done else None
+        )
         try:
             return driver.drive(lambda row: (tracker.log(row), on_epoch(row)))
         finally:
@@ -113,10 +115,10 @@ class _Driver:
         self.run = Run(jax.random.key(settings.seed), as_arrays(settings.hypers), weights, world.params)
         self.seconds = dict.fromkeys(("compile", "train", "test"), 0.0)
         like = jax.eval_shape(lambda: (self.training.init(self.run), self.run))
-        if checkpoint.latest_step(self.checkpoints) is None:
-            self.state, self.done = jax.jit(self.training.init)(self.run), 0
-        else:
+        if self.checkpoints.is_dir() and any(self.checkpoints.iterdir()):  # damaged ones raise instead of starting anew
             (self.state, self.run), self.done, _ = checkpoint.restore(self.checkpoints, like, config=identity)
+        else:
+            self.state, self.done = jax.jit(self.training.init)(self.run), 0
         self.log = tracking.MetricsLog(directory)
         self.log.truncate(self.done + 1)
 

@@ -114,17 +114,11 @@ class RunDirectory:
           SettingError: the directory is not empty and neither flag is given, or both are.
           DataError: `overwrite` or `resume` of something that is no run directory, or another run goes on there.
         """
-        require(not (resume and overwrite), "--resume with --overwrite", True, "only one of them")
         self.path = Path(path)
-        kept = [entry for entry in self.path.iterdir() if entry.name != _LOCK] if self.path.is_dir() else []
-        if kept and not (resume or overwrite):
-            flags = "it is not empty; --resume continues it, --overwrite deletes what is in it"
-            raise SettingError("run directory", str(self.path), flags)
-        if kept:
-            read_config(self.path)
+        kept = check_run_directory(self.path, resume=resume, overwrite=overwrite)
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.path / _LOCK)
-        self.resumed = bool(kept) and resume
+        self.resumed = kept and resume
         if overwrite:
             self._empty()
         if not self.resumed:
@@ -151,6 +145,19 @@ class RunDirectory:
                 shutil.rmtree(entry)
             elif entry.name != _LOCK:
                 entry.unlink()
+
+
+def check_run_directory(path: PathLike, *, resume: bool, overwrite: bool) -> bool:
+    """Whether `path` holds an earlier run; raises what `RunDirectory` would, so that nobody waits for it in vain."""
+    require(not (resume and overwrite), "--resume with --overwrite", True, "only one of them")
+    path = Path(path)
+    kept = path.is_dir() and any(entry.name != _LOCK for entry in path.iterdir())
+    if kept and not (resume or overwrite):
+        flags = "it is not empty; --resume continues it, --overwrite deletes what is in it"
+        raise SettingError("run directory", str(path), flags)
+    if kept:
+        read_config(path)
+    return kept
 
 
 def read_config(directory: PathLike) -> dict[str, Any]:

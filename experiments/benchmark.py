@@ -1,0 +1,283 @@
+"""How fast the parts are, against what this machine could do at best.
+
+    python -m experiments.benchmark --json results/benchmark.json
+    python -m experiments.benchmark --only simulator_random train_sac-gems
+
+Each figure is the median of several repetitions after a warm-up. The rate of a large float32 matrix product is measured
+around each figure, because shared machines drift: `floor_fraction` is the time that the figure's floating-point
+operations (counted by XLA's cost analysis) would take at that rate, over the time that it took. Simulation is hardly
+arithmetic, so its fraction is small. About four minutes on two CPU cores, half of it for the two compile figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from experiments._cli import run_cli
+from gemsjax import datasets, methods, prepare, runs, tracking
+from gemsjax.agents.base import Acting
+from gemsjax.errors import require_choice
+from gemsjax.evaluate import parallel_returns
+from gemsjax.pretrain.gems import Slates, make_pretraining
+from gemsjax.rankers.gems import GeMSWeights
+from gemsjax.settings import TrainSettings
+from gemsjax.train import Plan, Run, make_training
+from gemsjax.types import Key
+
+USERS = 4_000
+"""Simulated at once."""
+REPEATS = 7
+MATRIX = 1_024
+"""Side of the matrices whose product gives the machine's rate."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Which figures, and where to write them."""
+
+    only: tuple[str, ...] = ()
+    """Names of figures; all by default."""
+    env: str = "focused_topdown"
+    """Environment."""
+    json: Path | None = None
+    """Write machine and figures to this file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One measurement.
+
+    Attributes:
+      value: median, in `unit`.
+      floor_fraction: share of the machine's matrix rate that it reached (None where there is no operation count).
+      gemm_gflops: that rate, measured around this figure.
+      low, high: slowest and fastest repetition.
+    """
+
+    name: str
+    value: float
+    unit: str
+    floor_fraction: float | None
+    gemm_gflops: float
+    low: float
+    high: float
+
+
+def matrix_rate() -> float:
+    """GFLOP/s of a float32 product of two MATRIX x MATRIX matrices: the median of eight."""
+    a = jax.random.normal(jax.random.key(0), (MATRIX, MATRIX))
+    product = jax.jit(lambda a: a @ a)
+    seconds = _times(lambda: product(a), 8)
+    return 2 * MATRIX**3 / statistics.median(seconds) / 1e9
+
+
+def _times(call: Callable[[], Any], repeats: int = REPEATS) -> list[float]:
+    jax.block_until_ready(call())
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def _figure(name: str, unit: str, amount: float, flops: float | None, call: Callable[[], Any]) -> Figure:
+    """Measure `call`, which does `amount` units of work and `flops` operations each time."""
+    before = matrix_rate()
+    seconds = _times(call)
+    rate = (before + matrix_rate()) / 2
+    median = statistics.median(seconds)
+    fraction = flops / (rate * 1e9) / median if flops else None
+    return Figure(name, amount / median, unit, fraction, rate, amount / max(seconds), amount / min(seconds))
+
+
+def _flops(compiled: Any) -> float | None:
+    """Operations of one execution by XLA's count; None where the backend does not count.
+
+    A scan's body is counted once whatever its length, so callers pass programs whose scans are accounted for.
+    """
+    analysis = compiled.cost_analysis()
+    analysis = analysis[0] if isinstance(analysis, list) else analysis
+    return float(analysis["flops"]) if analysis and "flops" in analysis else None
+
+
+# -- the figures -------------------------------------------------------------------------------------------------------
+
+
+def simulator(name: str, reference: str, settings: TrainSettings) -> Figure:
+    """Turns a second of `USERS` users under a reference policy, all devices."""
+    world = prepare.world_of(settings)
+    entry = methods.method(reference)
+    assert entry.policy is not None
+    policy, counter = entry.policy(world.dims), iter(range(10**6))
+
+    def play() -> Any:
+        keys = jax.random.split(jax.random.key(next(counter)), USERS)
+        return parallel_returns(world.env, policy, keys, world.params, Acting())
+
+    one = jax.jit(lambda key: _one_turn(world, policy, key)).lower(jax.random.key(0)).compile()
+    flops = _flops(one)
+    turns = USERS * world.dims.horizon
+    return _figure(name, "turns/s", turns, flops * turns if flops else None, play)
+
+
+def _one_turn(world: prepare.World, policy: Any, key: Key) -> Any:
+    seen, state = world.env.reset(key, world.params)
+    choice, _ = policy.act(Acting(), policy.start(), seen, (state, world.params), policy.draw(key))
+    slate = world.env.resolve(state, choice.slate, world.params) if policy.asks_oracle else choice.slate
+    return world.env.play(world.env.draw(key), state, slate, world.params)
+
+
+def logged_users(settings: TrainSettings) -> Figure:
+    """Users a second of the epsilon-greedy oracle, stored on disk; compiling is left out."""
+    world, users = prepare.world_of(settings), 10_000
+    marks: list[tuple[float, int]] = []
+    before = matrix_rate()
+    with tempfile.TemporaryDirectory() as directory:
+        report = lambda done: marks.append((time.perf_counter(), done))  # noqa: E731
+        datasets.generate(world.env, world.params, Path(directory) / "log", users=users, on_progress=report)
+    rate = (before + matrix_rate()) / 2
+    marks = [mark for mark in marks if mark[1] > 0]  # the first chunk carries the compilation
+    speeds = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in zip(marks[:-1], marks[1:], strict=True)]
+    overall = (marks[-1][1] - marks[0][1]) / (marks[-1][0] - marks[0][0])
+    return Figure("logged_users", overall, "users/s", None, rate, min(speeds), max(speeds))
+
+
+def gems_pretraining(settings: TrainSettings) -> Figure:
+    """Updates a second of the slate VAE at its batch of 256 slates."""
+    world, gems, batches = prepare.world_of(settings), settings.gems, 40
+    pretraining = make_pretraining(gems.spec, world.dims)
+    rng = np.random.default_rng(0)
+    slates = rng.integers(0, world.dims.num_items, (100_000, world.dims.slate_size), np.int16)
+    data = Slates(jnp.asarray(slates), jnp.asarray(rng.random(slates.shape) < 0.1))
+    state, hypers = jax.jit(pretraining.init)(jax.random.key(0)), prepare.as_arrays(gems.hypers)
+    inputs = (state, hypers, jax.random.key(0), data, jnp.int32(0), jnp.arange(batches))
+    compiled = jax.jit(pretraining.updates).lower(*inputs).compile()
+    flops = _flops(compiled)
+    return _figure(
+        "gems_pretraining", "batches/s", batches, flops * batches if flops else None, lambda: compiled(*inputs)
+    )
+
+
+def train(method: str, settings: TrainSettings) -> Figure:
+    """Training steps a second: one trajectory and one update each."""
+    settings = dataclasses.replace(settings, method=method, plan=Plan(warm_up=20)).resolved()
+    world, count = prepare.world_of(settings), 40
+    training = make_training(world.env, runs.make_agent(settings, world.dims), settings.plan)
+    run = Run(jax.random.key(0), prepare.as_arrays(settings.hypers), blank_weights(settings, world), world.params)
+    held = {"state": jax.jit(training.init)(run), "done": 0}
+    compiled = jax.jit(training.steps, donate_argnums=1).lower(run, held["state"], jnp.arange(count)).compile()
+    flops = _flops(compiled)
+
+    def call() -> Any:
+        held["state"], metrics = compiled(run, held["state"], jnp.arange(count) + held["done"])
+        held["done"] += count
+        return metrics
+
+    call()  # warm-up episodes, after which every step updates
+    return _figure(f"train_{method}", "steps/s", count, flops * count if flops else None, call)
+
+
+def blank_weights(settings: TrainSettings, world: prepare.World) -> Any:
+    """An untrained ranker of the right sizes: speed does not depend on what it has learnt."""
+    if methods.method(settings.method).ranker != "gems":
+        return ()
+    params = jax.jit(make_pretraining(settings.gems.spec, world.dims).init)(jax.random.key(0)).params
+    return GeMSWeights(params, jnp.zeros(settings.gems.latent_dim), jnp.full(settings.gems.latent_dim, 3.0))
+
+
+def compile_figures(only: set[str]) -> list[Figure]:
+    """Seconds that a shortened quickstart compiles, in a new process: with an empty cache, then with that cache."""
+    figures = []
+    rate = matrix_rate()
+    with tempfile.TemporaryDirectory() as directory:
+        for name in ("compile_cold", "compile_warm"):
+            if name == "compile_warm" or only & {"compile_cold", "compile_warm"}:
+                seconds = _quickstart_compile_seconds(Path(directory), name)
+                figures.append(Figure(name, seconds, "s", None, rate, seconds, seconds))
+    return [figure for figure in figures if figure.name in only]
+
+
+def _quickstart_compile_seconds(directory: Path, name: str) -> float:
+    """The quickstart's own programs at their own sizes, fewer of their repetitions."""
+    out = directory / f"{name}.json"
+    command = [sys.executable, "-m", "experiments.quickstart", "--steps", "500", "--json", str(out)]
+    environment = os.environ | {"GEMSJAX_COMPILE_CACHE": str(directory / "cache")}
+    subprocess.run([*command, "--out", str(directory / name)], env=environment, check=True, capture_output=True)
+    return float(json.loads(out.read_text())["seconds"]["compile"])
+
+
+def available() -> dict[str, Callable[[TrainSettings], Figure]]:
+    """Figures by name, those of the compile times left out."""
+    figures: dict[str, Callable[[TrainSettings], Figure]] = {
+        "simulator_random": lambda settings: simulator("simulator_random", "random", settings),
+        "simulator_oracle": lambda settings: simulator("simulator_oracle", "short-term-oracle", settings),
+        "logged_users": logged_users,
+        "gems_pretraining": gems_pretraining,
+    }
+    for name in methods.learners():
+        figures[f"train_{name}"] = lambda settings, name=name: train(name, settings)  # type: ignore[misc]
+    return figures
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    device = jax.devices()[0]
+    kind = device.device_kind if device.platform != "cpu" else platform.processor() or platform.machine()
+    return {
+        "device": f"{device.platform}: {kind}",
+        "devices": len(jax.devices()),
+        "cores": os.cpu_count(),
+        "gemm_gflops": matrix_rate(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }
+
+
+def main(arguments: Arguments) -> None:
+    console, figures = Console(), available()
+    compile_names = {"compile_cold", "compile_warm"}
+    for name in arguments.only:
+        require_choice("--only", name, [*figures, *sorted(compile_names)])
+    wanted = set(arguments.only) or {*figures, *compile_names}
+    settings = TrainSettings(env=arguments.env)
+    about, measured = machine(), []
+    for name, measure in figures.items():
+        if name in wanted:
+            with console.status(name):
+                measured.append(measure(settings))
+    if wanted & compile_names:
+        with console.status("compile_cold, compile_warm"):
+            measured += compile_figures(wanted & compile_names)
+    about["gemm_gflops"] = statistics.median([about["gemm_gflops"], *(figure.gemm_gflops for figure in measured)])
+    table = Table("figure", "median", "slowest to fastest", "unit", "of the floor", "matrix rate, GFLOP/s")
+    for f in measured:
+        share = "" if f.floor_fraction is None else f"{f.floor_fraction:.1%}"
+        table.add_row(
+            f.name, f"{f.value:,.4g}", f"{f.low:,.4g} to {f.high:,.4g}", f.unit, share, f"{f.gemm_gflops:.0f}"
+        )
+    console.print(table)
+    if arguments.json is not None:
+        tracking.write_json(arguments.json, {"machine": about, "figures": measured})
+
+
+if __name__ == "__main__":
+    run_cli(lambda: main(tyro.cli(Arguments, description=__doc__)))

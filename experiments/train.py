@@ -1,0 +1,100 @@
+"""Train one method in one environment; what it needs (logged data, a pre-trained GeMS) is made first and kept.
+
+    python -m experiments.train --method sac-gems --env focused_topdown --seed 58407201
+
+As in the paper: 100,000 trajectories, validation every 1000 on 200 users, the best policy tested on 500. About an hour
+and a half on two CPU cores, pre-training included; the published implementation returns 305 there. Ctrl-C, SIGTERM and
+even SIGKILL lose at most the epoch in progress: the same command with --resume continues to the same numbers.
+A shorter run: --steps 5000 --gems.users 4000 --gems.epochs 4 --warm-up 100 --initial-alpha 0.01 --first-alpha 0.01.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from experiments._cli import run_cli
+from gemsjax import methods, plots, prepare, runs, tracking
+from gemsjax.settings import GeMSSettings, TrainSettings
+from gemsjax.train import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Where:
+    """Where results go, and what to do with earlier ones."""
+
+    out: Path = Path("runs")
+    """Root of all runs."""
+    data: Path = Path("logs")
+    """Root of logged data."""
+    resume: bool = False
+    """Continue an interrupted run."""
+    overwrite: bool = False
+    """Delete an earlier run of the same name first."""
+    track: str = "none"
+    """Also log to: tensorboard or wandb."""
+
+
+def arguments_of(name: str) -> type:
+    """The command line of one method: its own hyper-parameters and static choices are flags like any other."""
+    entry = methods.method(name)
+    fields: list[Any] = [(f.name, f.type, f) for f in dataclasses.fields(TrainSettings) if f.name in _PLAIN]
+    fields.append(("plan", tyro.conf.OmitArgPrefixes[Plan], Plan()))
+    for part in ("hypers", "spec"):
+        kind = getattr(entry, part)
+        if kind is not None:
+            fields.append((part, tyro.conf.OmitArgPrefixes[kind], kind()))
+    if entry.ranker == "gems":
+        fields.append(("gems", GeMSSettings, GeMSSettings()))
+    fields.append(("where", tyro.conf.OmitArgPrefixes[Where], Where()))
+    made = dataclasses.make_dataclass("Arguments", fields, frozen=True)
+    made.__doc__ = TrainSettings.__doc__
+    return made
+
+
+_PLAIN = ("method", "env", "seed", "steps", "epoch_steps", "test_users", "catalogue", "env_settings")
+
+
+def parse(arguments: list[str]) -> tuple[TrainSettings, Where]:
+    """Settings from a command line; the method decides which flags there are."""
+    chosen, _ = tyro.cli(Method, args=arguments, return_unknown_args=True, add_help=False)
+    parsed = tyro.cli(arguments_of(chosen.method), args=arguments, description=__doc__)
+    values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(parsed)}
+    where = values.pop("where")
+    return TrainSettings(**values).resolved(), where
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    method: Annotated[str, tyro.conf.arg(help="method to train")] = "sac-gems"
+
+
+def main(settings: TrainSettings, where: Where) -> None:
+    world = prepare.world_of(settings)
+    name = runs.name_of(settings)
+    print(name.full)
+    tracking.check_run_directory(where.out / name.directory, resume=where.resume, overwrite=where.overwrite)
+    weights: Any = ()
+    if methods.method(settings.method).ranker == "gems":
+        weights = prepare.pretrained_gems(
+            settings, world, where.out, lambda: prepare.logged_data(settings, world, where.data)
+        )
+    outcome = runs.train(
+        settings, world, weights, where.out, resume=where.resume, overwrite=where.overwrite, track=where.track
+    )
+    rows = tracking.read_metrics(outcome.directory)
+    plots.save(plots.learning_curve(rows, name.full), outcome.directory / "learning_curve.png")
+    if outcome.test is None:
+        print(f"stopped after step {rows[-1]['step'] if rows else 0}; the same command with --resume continues")
+        sys.exit(130)
+    low, high = outcome.test.interval
+    print(f"test: {outcome.test.mean:.1f} clicks in an episode (95 % interval {low:.1f} to {high:.1f})")
+    print(f"everything is in {outcome.directory}")
+
+
+if __name__ == "__main__":
+    run_cli(lambda: main(*parse(sys.argv[1:])))
