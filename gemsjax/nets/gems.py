@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
-from gemsjax.nets.gru import features
 from gemsjax.nets.mlp import MLP, Linear
 from gemsjax.types import Array, Observation
 
@@ -46,7 +46,8 @@ class SlateVAE(nn.Module):
 
     def encode(self, observation: Observation) -> tuple[Array, Array]:
         """[..., K] -> posterior mean and log-variance, [..., d] each."""
-        out = self.encoder(features(self.item_embeddings, observation))
+        items = self.item_embeddings[observation.slate].reshape(*observation.slate.shape[:-1], -1)
+        out = self.encoder(jnp.concatenate([items, observation.clicks.astype(items.dtype)], axis=-1))
         return out[..., : self.latent_dim], out[..., self.latent_dim :]
 
     def decode(self, latent: Array) -> tuple[Array, Array]:
