@@ -52,24 +52,25 @@ def make_player(env: Any, epsilon: float, seed: int, count: int) -> Callable[[in
     portion = _LANES if devices[0].platform == "cpu" else share
     padded = -(-share // portion) * portion * len(devices)
     mesh = jax.make_mesh((len(devices),), ("users",), axis_types=(AxisType.Auto,), devices=devices)
-    play = _split(_in_portions(_play(env, epsilon), portion), mesh)
-    key_data = np.asarray(jax.random.key_data(jax.random.key(seed, impl=_GENERATOR)))
-    return lambda first, params: play(np.arange(first, first + padded, dtype=np.uint32), key_data, params)
+    play = _split(_in_portions(_play(env), portion), mesh)
+    chosen = np.asarray(jax.random.key_data(jax.random.key(seed, impl=_GENERATOR))), np.float32(epsilon)
+    return lambda first, params: play(np.arange(first, first + padded, dtype=np.uint32), *chosen, params)
 
 
 Play = Callable[..., Columns]
-"""`(user numbers [U], key data, params) -> columns`."""
+"""`(user numbers [U], key data, epsilon, params) -> columns`: seeds and epsilons share one program."""
 
 
-def _play(env: Any, epsilon: float) -> Play:
-    policy = make_epsilon_greedy_oracle(Dims(env.num_items, env.slate_size, env.horizon), epsilon)
+def _play(env: Any) -> Play:
     item = jnp.dtype(stored_types(env)["slates"][0])
 
     def record(turn: Turn) -> Columns:
         clicks = jnp.packbits(turn.shown.clicks, axis=-1, bitorder="little")
         return {"slates": turn.shown.slate.astype(item), "clicks": clicks}
 
-    def play(users: Array, key_data: Array, params: Any) -> Columns:
+    def play(users: Array, key_data: Array, epsilon: Array, params: Any) -> Columns:
+        dims = Dims(env.num_items, env.slate_size, env.horizon)
+        policy = make_epsilon_greedy_oracle(dims, epsilon)  # type: ignore[arg-type]  # traced
         key = jax.random.wrap_key_data(key_data, impl=_GENERATOR)
         user_keys = jax.vmap(lambda user: jax.random.fold_in(key, user))(users)
         columns, _ = rollout(env, policy, user_keys, params, Acting((), (), ()), record)
@@ -79,8 +80,8 @@ def _play(env: Any, epsilon: float) -> Play:
 
 
 def _in_portions(play: Play, portion: int) -> Play:
-    def play_all(users: Array, key_data: Array, params: Any) -> Columns:
-        portions = jax.lax.map(lambda some: play(some, key_data, params), users.reshape(-1, portion))
+    def play_all(users: Array, *rest: Any) -> Columns:
+        portions = jax.lax.map(lambda some: play(some, *rest), users.reshape(-1, portion))
         return jax.tree.map(lambda column: column.reshape(-1, *column.shape[2:]), portions)
 
     return play_all
@@ -89,4 +90,5 @@ def _in_portions(play: Play, portion: int) -> Play:
 def _split(play: Play, mesh: Mesh) -> Play:
     users, whole = PartitionSpec("users"), PartitionSpec()
     # Keys travel as plain numbers: arrays of keys cannot be split over devices by every version of JAX.
-    return jax.jit(jax.shard_map(play, mesh=mesh, in_specs=(users, whole, whole), out_specs=users, check_vma=False))
+    specs = (users, whole, whole, whole)
+    return jax.jit(jax.shard_map(play, mesh=mesh, in_specs=specs, out_specs=users, check_vma=False))
