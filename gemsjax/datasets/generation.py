@@ -81,7 +81,7 @@ def generate(
         generated = _play_missing(directory, draft, env, params, on_progress)
         return LoggedData(directory, files.finish(directory, draft), generated)
     except OSError as error:
-        raise DataError(f"{directory} cannot be used: {error}; the same call continues there") from error
+        raise DataError(f"{directory} cannot be used: {error} (once that is mended, the same call goes on)") from error
 
 
 def _describe(env: Any, params: Any) -> dict[str, Any]:
