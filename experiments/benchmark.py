@@ -38,6 +38,7 @@ from gemsjax.errors import require_choice
 from gemsjax.evaluate import parallel_returns
 from gemsjax.pretrain.gems import Slates, make_pretraining
 from gemsjax.rankers.gems import GeMSWeights
+from gemsjax.rollout import turn_numbers
 from gemsjax.settings import TrainSettings
 from gemsjax.train import Plan, Run, make_training
 from gemsjax.types import Key
@@ -141,9 +142,10 @@ def simulator(name: str, reference: str, settings: TrainSettings) -> Figure:
 
 def _one_turn(world: prepare.World, policy: Any, key: Key) -> Any:
     seen, state = world.env.reset(key, world.params)
-    choice, _ = policy.act(Acting(), policy.start(), seen, (state, world.params), policy.draw(key))
+    luck, uniforms = turn_numbers(world.env, policy, key)
+    choice, _ = policy.act(Acting(), policy.start(), seen, (state, world.params), uniforms)
     slate = world.env.resolve(state, choice.slate, world.params) if policy.asks_oracle else choice.slate
-    return world.env.play(world.env.draw(key), state, slate, world.params)
+    return world.env.play(luck, state, slate, world.params)
 
 
 def logged_users(settings: TrainSettings) -> Figure:

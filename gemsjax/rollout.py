@@ -1,7 +1,7 @@
 """Users in a simulator under a policy: a scan over turns of vmapped users. Called by datasets, training and evaluation.
 
-The randomness of user u's turn t is `fold_in(u's key, t)` split between environment and policy, so a user is the same
-under every policy (common random numbers) and a rollout equals stepping by hand with `env.step`.
+The randomness of user u's turn t comes from `turn_key(u's key, t)`, so a user is the same under every policy (common
+random numbers) and a rollout equals stepping by hand with `env.step`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ import jax.numpy as jnp
 
 from gemsjax.agents.base import Acting, Policy
 from gemsjax.types import Array, Episode, Key, Observation, time_major
-
-ENVIRONMENT, POLICY = 0, 1
-"""Streams of one user's key."""
 
 
 class Turn(NamedTuple):
@@ -37,17 +34,24 @@ class Turn(NamedTuple):
     info: dict[str, Array]
 
 
-def turn_keys(user_key: Key, turn: Array | int) -> tuple[Key, Key]:
-    """Keys of the environment and of the policy in turn `turn` = 0 .. H-1 of one user."""
-    return (
-        jax.random.fold_in(jax.random.fold_in(user_key, ENVIRONMENT), turn),
-        jax.random.fold_in(jax.random.fold_in(user_key, POLICY), turn),
-    )
+RESET = 2**32 - 1
+"""Where other turns of a user have their number, the reset has this."""
 
 
-def reset_key(user_key: Key) -> Key:
-    """Key of a user's reset (no turn has this number)."""
-    return jax.random.fold_in(user_key, 2)
+def turn_key(user_key: Key, turn: Array | int) -> Key:
+    """Key of turn 0 .. H-1 of one user, or of its `RESET`: for `env.step` and `env.reset` when stepping by hand."""
+    return jax.random.fold_in(user_key, turn)
+
+
+def turn_numbers(env: Any, policy: Policy, key: Key) -> tuple[Array, Array]:
+    """Uniform numbers of one turn: [env.draws] for the environment, which are those of `env.step(key, ...)`, and
+    [policy.draws] for the policy.
+
+    The environment's come first and do not depend on how many follow (JAX's generator numbers its output), so users
+    have the same luck under every policy.
+    """
+    numbers = jax.random.uniform(key, (env.draws + policy.draws,))
+    return numbers[: env.draws], numbers[env.draws :]
 
 
 def rollout(
@@ -72,28 +76,27 @@ def rollout(
       `record`'s output stacked to [H, U, ...], and the last observation [U].
     """
     turns = jnp.arange(env.horizon)
-    observation, state = jax.vmap(env.reset, in_axes=(0, None))(jax.vmap(reset_key)(user_keys), env_params)
+    reset_keys = jax.vmap(lambda key: turn_key(key, RESET))(user_keys)
+    observation, state = jax.vmap(env.reset, in_axes=(0, None))(reset_keys, env_params)
     # Drawing all turns' numbers at once costs one call; inside the scan it would cost one a turn.
-    env_keys, policy_keys = jax.vmap(lambda turn: jax.vmap(lambda key: turn_keys(key, turn))(user_keys))(turns)
-    noise = jax.vmap(jax.vmap(env.draw))(env_keys), jax.vmap(jax.vmap(policy.draw))(policy_keys)
+    keys = jax.vmap(lambda turn: jax.vmap(lambda key: turn_key(key, turn))(user_keys))(turns)
+    numbers = jax.vmap(jax.vmap(lambda key: turn_numbers(env, policy, key)))(keys)
     memory = jax.tree.map(lambda x: jnp.broadcast_to(x, (user_keys.shape[0], *x.shape)), policy.start())
 
-    def choose(memory: Any, observation: Observation, state: Any, noise: Any) -> tuple:
+    def choose(memory: Any, observation: Observation, state: Any, uniforms: Array) -> tuple:
         hidden = (state, env_params) if policy.privileged else None
-        choice, memory = policy.act(acting, memory, observation, hidden, noise)
+        choice, memory = policy.act(acting, memory, observation, hidden, uniforms)
         slate = env.resolve(state, choice.slate, env_params) if policy.asks_oracle else choice.slate
         return slate, choice.action, memory
 
-    def turn(carry: tuple, noise: tuple) -> tuple[tuple, Any]:
+    def turn(carry: tuple, numbers: tuple[Array, Array]) -> tuple[tuple, Any]:
         observation, state, memory = carry
-        env_noise, policy_noise = noise
-        slate, action, memory = jax.vmap(choose)(memory, observation, state, policy_noise)
-        shown, state, reward, _, _, info = jax.vmap(env.play, in_axes=(0, 0, 0, None))(
-            env_noise, state, slate, env_params
-        )
+        luck, uniforms = numbers
+        slate, action, memory = jax.vmap(choose)(memory, observation, state, uniforms)
+        shown, state, reward, _, _, info = jax.vmap(env.play, in_axes=(0, 0, 0, None))(luck, state, slate, env_params)
         return (shown, state, memory), record(Turn(observation, shown, action, reward, info))
 
-    (final, _, _), recorded = jax.lax.scan(turn, (observation, state, memory), noise)
+    (final, _, _), recorded = jax.lax.scan(turn, (observation, state, memory), numbers)
     return recorded, final
 
 

@@ -91,7 +91,8 @@ class Training(NamedTuple):
     steps: Callable[[Run, TrainState, Array], tuple[TrainState, Metrics]]
 
 
-INIT_STREAM, STEP_STREAM = 0, 1
+INIT = 2**32 - 1
+"""Where steps have their number, initialisation has this."""
 
 
 def validate_plan(plan: Plan) -> None:
@@ -118,32 +119,31 @@ def make_training(env: Any, agent: Agent, plan: Plan) -> Training:
     validation_users = user_keys("validation", plan.validation_users)
 
     def init(run: Run) -> TrainState:
-        state = agent.init(jax.random.fold_in(run.key, INIT_STREAM), run.hypers)
+        state = agent.init(jax.random.fold_in(run.key, INIT), run.hypers)
         acting = Acting(state, run.hypers, run.weights, True)
         keys = jax.random.split(jax.random.key(0), 1)  # for shapes only: nothing is drawn
         shapes = jax.eval_shape(lambda: episodes(env, agent.explore, keys, run.env_params, acting))
         empty = replay.init(jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), shapes))
         return TrainState(state, empty, jax.tree.map(jnp.copy, state), jnp.float32(-jnp.inf))
 
-    def learn(run: Run, agent_state: AgentState, stored: ReplayState, key: Key) -> tuple[AgentState, Metrics]:
-        sample_key, noise_key = jax.random.split(key)
+    def learn(run: Run, agent_state: AgentState, stored: ReplayState, keys: Key) -> tuple[AgentState, Metrics]:
+        sample_key, noise_key = keys
         batch = replay.sample(stored, sample_key)
         noise = agent.draw_update(noise_key, plan.batch_size)
         return agent.update(Acting(agent_state, run.hypers, run.weights), batch, noise)
 
     def step(run: Run, state: TrainState, number: Array) -> tuple[TrainState, Metrics]:
-        collect_key, learn_key = jax.random.split(_step_key(run, number))
+        keys = jax.random.split(jax.random.fold_in(run.key, number), plan.users_per_step + 2 * plan.updates_per_step)
+        users, learn_keys = keys[: plan.users_per_step], keys[plan.users_per_step :].reshape(-1, 2)
         at_random = number * plan.users_per_step < plan.warm_up
         acting = Acting(state.agent, run.hypers, run.weights, at_random)
-        users = jax.random.split(collect_key, plan.users_per_step)
         collected = episodes(env, agent.explore, users, run.env_params, acting)
         stored = replay.add(state.replay, collected)
 
         def updates(agent_state: AgentState) -> tuple[AgentState, Metrics]:
-            keys = jax.random.split(learn_key, plan.updates_per_step)
             if plan.updates_per_step == 1:
-                return learn(run, agent_state, stored, keys[0])
-            agent_state, metrics = jax.lax.scan(lambda s, key: learn(run, s, stored, key), agent_state, keys)
+                return learn(run, agent_state, stored, learn_keys[0])
+            agent_state, metrics = jax.lax.scan(lambda s, keys: learn(run, s, stored, keys), agent_state, learn_keys)
             return agent_state, jax.tree.map(lambda x: x.mean(axis=0), metrics)
 
         def nothing(agent_state: AgentState) -> tuple[AgentState, Metrics]:
@@ -169,7 +169,3 @@ def make_training(env: Any, agent: Agent, plan: Plan) -> Training:
         return state, {"steps": metrics, "validation": validation}
 
     return Training(init, epoch, steps)
-
-
-def _step_key(run: Run, number: Array) -> Key:
-    return jax.random.fold_in(jax.random.fold_in(run.key, STEP_STREAM), number)

@@ -24,7 +24,7 @@ from gemsjax.clock import compile_clock
 from gemsjax.datasets import files
 from gemsjax.datasets.loading import _click_words
 from gemsjax.errors import DataError, SettingError
-from gemsjax.rollout import reset_key, turn_keys
+from gemsjax.rollout import RESET, turn_key, turn_numbers
 from gemsjax.types import Dims
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,13 +87,13 @@ def test_users_are_what_stepping_by_hand_gives(made):
 
     @jax.jit
     def turn(user_key, t, observation, state):
-        env_key, policy_key = turn_keys(user_key, t)
-        choice, _ = policy.act(Acting((), (), ()), (), observation, (state, params), policy.draw(policy_key))
-        return env.step(env_key, state, choice.slate, params)[:2]
+        key = turn_key(user_key, t)
+        choice, _ = policy.act(Acting(), (), observation, (state, params), turn_numbers(env, policy, key)[1])
+        return env.step(key, state, choice.slate, params)[:2]
 
     for user in (0, 23):
         user_key = jax.random.fold_in(jax.random.key(SEED), user)
-        observation, state = jax.jit(env.reset)(reset_key(user_key), params)
+        observation, state = jax.jit(env.reset)(turn_key(user_key, RESET), params)
         for t in range(env.horizon):
             observation, state = turn(user_key, t, observation, state)
             stored = datasets.unpack(data.slates[user, t], data.clicks[user, t])

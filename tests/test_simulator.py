@@ -13,7 +13,7 @@ import gemsjax
 from gemsjax.agents.base import Acting
 from gemsjax.agents.references import make_epsilon_greedy_oracle, make_random
 from gemsjax.envs import clicks
-from gemsjax.rollout import reset_key, rollout, turn_keys
+from gemsjax.rollout import RESET, rollout, turn_key, turn_numbers
 from gemsjax.types import Dims
 
 KEY = jax.random.key(7)
@@ -90,7 +90,7 @@ def test_a_step_is_its_public_parts(small, user):
     slate = jnp.array([7, -1, 30, -1])
     observation, state, *_ = step(env)(KEY, user, slate, params)
     probability = jax.jit(env.click_probabilities)(user, slate, params)
-    np.testing.assert_array_equal(observation.clicks, env.draw(KEY) < probability)
+    np.testing.assert_array_equal(observation.clicks, jax.random.uniform(KEY, (env.draws,)) < probability)
     nearly_equal(state, jax.jit(env.transition)(user, slate, observation.clicks, params))
 
 
@@ -238,11 +238,11 @@ def test_a_rollout_equals_stepping_by_hand(small):
     played = jax.jit(lambda users: rollout(env, policy, users, params, NOBODY, lambda turn: (turn.shown, turn.reward)))
     (shown, rewards), final = played(users)
     for number, key in enumerate(users):
-        observation, state = jax.jit(env.reset)(reset_key(key), params)
+        observation, state = jax.jit(env.reset)(turn_key(key, RESET), params)
         for turn in range(env.horizon):
-            env_key, policy_key = turn_keys(key, turn)
-            choice, _ = policy.act(NOBODY, (), observation, None, policy.draw(policy_key))
-            observation, state, reward, *_ = step(env)(env_key, state, choice.slate, params)
+            its_key = turn_key(key, turn)
+            choice, _ = policy.act(NOBODY, (), observation, None, turn_numbers(env, policy, its_key)[1])
+            observation, state, reward, *_ = step(env)(its_key, state, choice.slate, params)
             everything_equal(observation, jax.tree.map(lambda x: x[turn, number], shown))  # noqa: B023
             assert reward == rewards[turn, number]
         everything_equal(observation, jax.tree.map(lambda x: x[number], final))  # noqa: B023
@@ -250,9 +250,17 @@ def test_a_rollout_equals_stepping_by_hand(small):
 
 def test_no_two_draws_of_a_user_share_a_key():
     user_keys = jax.random.split(KEY, 3)
-    used = [key for user in user_keys for turn in range(5) for key in turn_keys(user, turn)]
-    used += [reset_key(user) for user in user_keys]
-    assert len({np.asarray(jax.random.key_data(key)).tobytes() for key in [*used, *user_keys]}) == 3 * (2 * 5 + 2)
+    used = [turn_key(user, turn) for user in user_keys for turn in [*range(5), RESET]]
+    assert len({np.asarray(jax.random.key_data(key)).tobytes() for key in [*used, *user_keys]}) == 3 * (5 + 2)
+
+
+def test_users_have_the_same_luck_whatever_the_policy_draws(small):
+    env, _ = small
+    for policy in (make_random(Dims(60, 4, 6)), make_epsilon_greedy_oracle(Dims(60, 4, 6))):
+        luck, own = turn_numbers(env, policy, KEY)
+        np.testing.assert_array_equal(luck, jax.random.uniform(KEY, (env.draws,)))
+        assert own.shape == (policy.draws,)
+        assert not np.isin(own, luck).any()
 
 
 def primitives_outside_cond(jaxpr):

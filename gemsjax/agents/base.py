@@ -40,15 +40,16 @@ class Policy(NamedTuple):
 
     Attributes:
       start: `() -> memory` before the first observation.
-      draw: `(key) -> noise` of one turn: all of its randomness, so a rollout draws whole episodes outside its scan.
-      act: `(acting, memory, observation, hidden, noise) -> (choice, memory)`; `hidden` is None unless privileged.
+      act: `(acting, memory, observation, hidden, uniforms [draws]) -> (choice, memory)`; `hidden` is None unless
+        privileged.
+      draws: uniform numbers that a turn needs; a rollout draws those of whole episodes outside its scan.
       privileged: sees the simulator's user and parameters, `hidden = (state, params)`; every table marks it.
       asks_oracle: may put -1 into slates, which a privileged rule of the simulator fills.
     """
 
     start: Callable[[], Any]
-    draw: Callable[[Key], Noise]
-    act: Callable[[Acting, Any, Observation, Any, Noise], tuple[Choice, Any]]
+    act: Callable[[Acting, Any, Observation, Any, Array], tuple[Choice, Any]]
+    draws: int = 0
     privileged: bool = False
     asks_oracle: bool = False
 

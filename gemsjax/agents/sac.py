@@ -19,6 +19,7 @@ from gemsjax.belief import Belief, make_gru
 from gemsjax.errors import require, require_count
 from gemsjax.maths.distributions import SquashedGaussian
 from gemsjax.maths.optimise import adam_init, adam_step
+from gemsjax.maths.randomness import normal
 from gemsjax.nets.mlp import MLP, Critic
 from gemsjax.rankers import Ranker
 from gemsjax.types import Array, Dims, Episode, Key, Metrics, Observation, Params, time_major
@@ -119,39 +120,36 @@ def make_sac(spec: SACSpec, dims: Dims, ranker: Ranker) -> Agent:
     def start() -> Array:
         return belief.start()
 
-    def draw(key: Key) -> tuple[Array, Array]:
-        gaussian_key, uniform_key = jax.random.split(key)
-        shape = (ranker.action_dim,)
-        return jax.random.normal(gaussian_key, shape), jax.random.uniform(uniform_key, shape)
-
     def choose(acting: Acting, squashed: Array) -> Choice:
         centre, scale = ranker.box(acting.weights)
         action = centre + scale * squashed
         return Choice(ranker.decode(acting.weights, action), action)
 
-    def explore(acting: Acting, memory: Array, seen: Observation, _hidden: None, noise: Any) -> tuple[Choice, Array]:
-        gaussian, uniform = noise
+    def explore(
+        acting: Acting, memory: Array, seen: Observation, _hidden: None, uniforms: Array
+    ) -> tuple[Choice, Array]:
         memory = belief.step(acting.state.params.actor_belief, memory, seen)
-        action = networks.gaussian(acting.state.params.policy, memory).sample(gaussian)
+        action = networks.gaussian(acting.state.params.policy, memory).sample(normal(uniforms))
         # At random it covers only half of the box, as published [27].
-        return choose(acting, jnp.where(acting.at_random, uniform - 0.5, action)), memory
+        return choose(acting, jnp.where(acting.at_random, uniforms - 0.5, action)), memory
 
-    def greedy(acting: Acting, memory: Array, seen: Observation, _hidden: None, _noise: Any) -> tuple[Choice, Array]:
+    def greedy(
+        acting: Acting, memory: Array, seen: Observation, _hidden: None, _uniforms: Array
+    ) -> tuple[Choice, Array]:
         memory = belief.step(acting.state.params.actor_belief, memory, seen)
         return choose(acting, networks.gaussian(acting.state.params.policy, memory).mode()), memory
 
     def draw_update(key: Key, batch: int) -> SACNoise:
-        next_key, key = jax.random.split(key)
-        next_shape, shape = ((dims.horizon - last, batch, ranker.action_dim) for last in (1, 0))
-        return SACNoise(jax.random.normal(next_key, next_shape), jax.random.normal(key, shape))
+        noise = jax.random.normal(key, (2 * dims.horizon - 1, batch, ranker.action_dim))
+        return SACNoise(noise[: dims.horizon - 1], noise[dims.horizon - 1 :])
 
     def update(acting: Acting, batch: Episode, noise: SACNoise) -> tuple[SACState, Metrics]:
         return _update(networks, acting.state, acting.hypers, ranker.box(acting.weights), batch, noise)
 
     return Agent(
         init=init,
-        explore=Policy(start, draw, explore),
-        greedy=Policy(start, lambda key: (), greedy),
+        explore=Policy(start, explore, draws=ranker.action_dim),
+        greedy=Policy(start, greedy),
         draw_update=draw_update,
         update=update,
     )

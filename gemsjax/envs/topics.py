@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from gemsjax.envs import clicks as click_model
+from gemsjax.maths.randomness import normal, whole_number
 from gemsjax.maths.slates import top_items
 from gemsjax.types import Array, Key, Observation
 
@@ -123,13 +124,14 @@ class TopicEnv:
 
     def reset(self, key: Key, params: TopicParams) -> tuple[Observation, TopicState]:
         """Draw a user and its clicks on the first slate (they are seen by agents but are not part of the return)."""
-        user_key, click_key, topic_key = jax.random.split(key, 3)
-        user = self._draw_user(user_key, params)
+        parts = (self.num_topics * self.topic_size, self.num_topics, self.slate_size, 1)
+        ends = tuple(sum(parts[: i + 1]) for i in range(len(parts)))
+        components, weights, luck, topic = jnp.split(jax.random.uniform(key, (ends[-1],)), ends[:-1])
+        user = self._make_user(components, weights, params)
         appeal, _ = self._appeal(user, params.first_slate, params)
-        uniforms = jax.random.uniform(click_key, (self.slate_size,))
-        clicks = click_model.sample_clicks(uniforms, appeal, params.examination, self.independent_clicks)
+        clicks = click_model.sample_clicks(luck, appeal, params.examination, self.independent_clicks)
         state = self.initial_state(user, clicks, params)
-        any_topic = jax.random.randint(topic_key, (), 0, self.num_topics)
+        any_topic = whole_number(topic[0], self.num_topics)
         state = state.replace(short_term_topic=jnp.where(clicks.any(), state.short_term_topic, any_topic))
         return Observation(params.first_slate, clicks), state
 
@@ -151,7 +153,7 @@ class TopicEnv:
           hidden from agents: `scores` [K], `click_probabilities` [K], `bored` [T], `invalid_action` [].
         """
         slate = self.resolve(state, slate, params)
-        return self.play(self.draw(key), state, slate, params)
+        return self.play(jax.random.uniform(key, (self.draws,)), state, slate, params)
 
     def initial_state(self, user_embedding: Array, clicks: Array, params: TopicParams) -> TopicState:
         """The state after the reset slate `params.first_slate` got `clicks`, for a given user.
@@ -189,14 +191,15 @@ class TopicEnv:
 
     # -- the parts of a step that rollouts call one by one -----------------------------------------------------------
 
-    def draw(self, key: Key) -> Array:
-        """All the randomness of one turn, [K] uniform numbers, so that a rollout can draw a whole episode's at once."""
-        return jax.random.uniform(key, (self.slate_size,))
+    @property
+    def draws(self) -> int:
+        """Uniform numbers that a turn needs: one for each click."""
+        return self.slate_size
 
     def play(
         self, uniforms: Array, state: TopicState, slate: Array, params: TopicParams
     ) -> tuple[Observation, TopicState, Array, Array, Array, Info]:
-        """`step` from given `draw` numbers, for a slate [K] of items only (-1 counts as invalid here)."""
+        """`step` from given uniform numbers [draws], for a slate [K] of items only (-1 counts as invalid here)."""
         state = _begin_turn(state, params)
         appeal, scores = self._appeal(self._interest(state, params), slate, params)
         clicks = click_model.sample_clicks(uniforms, appeal, params.examination, self.independent_clicks)
@@ -224,11 +227,11 @@ class TopicEnv:
 
     # -- rules ---------------------------------------------------------------------------------------------------------
 
-    def _draw_user(self, key: Key, params: TopicParams) -> Array:
-        component_key, weight_key = jax.random.split(key)
+    def _make_user(self, components: Array, weights: Array, params: TopicParams) -> Array:
+        """A user from uniform numbers [D] and [T]."""
         T, S = self.num_topics, self.topic_size
-        components = jnp.abs(jnp.clip(params.user_noise * jax.random.normal(component_key, (T, S)), -1.0, 1.0))
-        weights = jax.random.uniform(weight_key, (T,)) ** params.user_focus
+        components = jnp.abs(jnp.clip(params.user_noise * normal(components.reshape(T, S)), -1.0, 1.0))
+        weights = weights**params.user_focus
         return _normalise((components * (weights / weights.sum())[:, None]).reshape(T * S), T)
 
     def _interest(self, state: TopicState, params: TopicParams) -> Array:

@@ -12,6 +12,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 
+from gemsjax.maths.randomness import whole_number
 from gemsjax.types import Array, Key
 
 
@@ -117,8 +118,7 @@ def distinct_from_uniforms(uniforms: Array, population: int | Array) -> Array:
     size = uniforms.shape[0]
     position = jnp.arange(size, dtype=jnp.int32)
     left = jnp.asarray(population, jnp.int32) - position
-    # A uniform number has 24 bits, ample for catalogues and replay buffers; the minimum guards against rounding up.
-    partner = position + jnp.minimum((uniforms * left).astype(jnp.int32), left - 1)
+    partner = position + whole_number(uniforms, left)
     chosen: list[Array] = []
     displaced: list[Array] = []  # displaced[i]: what swap i put at place partner[i]
 
