@@ -1,14 +1,18 @@
-"""All cores of a machine without an accelerator, as JAX devices. For entry points, before anything else uses JAX.
+"""Users spread over all devices, and all cores of a machine without an accelerator as devices.
 
-XLA runs a simulator mostly on one core; users (or runs) split over one virtual device a core use them all.
+XLA runs a simulator mostly on one core; users split over one virtual device a core use them all. `use_all_cores` is for
+entry points, before anything else uses JAX; `spread` for whatever plays many users (datasets, evaluation).
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import AxisType, PartitionSpec
 
 
 def use_all_cores() -> None:
@@ -29,3 +33,46 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+PORTION = 128
+"""Users that one CPU core plays side by side: few enough for its cache, a multiple of every vector width."""
+
+
+class Spread(NamedTuple):
+    """A program over users.
+
+    Attributes:
+      program: `(split, *shared) -> out`, compiled at its first call: leaves of `split` and `out` are [users, ...].
+      users: how many it takes: the number asked for, rounded up to whole portions on every device.
+    """
+
+    program: Callable[..., Any]
+    users: int
+
+
+def spread(play: Callable[..., Any], users: int) -> Spread:
+    """`play(split, *shared)` for many users: split over the local devices, and on CPUs into portions that fit a cache.
+
+    All portions are of one size, so that a user's numbers do not depend on how many are played together. Keys must
+    travel as plain numbers (`jax.random.key_data`): arrays of keys cannot be split by every version of JAX.
+    """
+    devices = jax.local_devices()[: -(-users // PORTION)]
+    share = -(-users // len(devices))
+    portion = min(PORTION, users) if devices[0].platform == "cpu" else share
+    padded = -(-share // portion) * portion
+
+    def play_share(split: Any, *shared: Any) -> Any:
+        portions = jax.tree.map(lambda x: x.reshape(-1, portion, *x.shape[1:]), split)
+        out = jax.lax.map(lambda some: play(some, *shared), portions)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+
+    mesh = jax.make_mesh((len(devices),), ("users",), axis_types=(AxisType.Auto,), devices=devices)
+
+    def program(split: Any, *shared: Any) -> Any:
+        specs = (PartitionSpec("users"), *(PartitionSpec() for _ in shared))
+        return jax.shard_map(play_share, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("users"), check_vma=False)(
+            split, *shared
+        )
+
+    return Spread(jax.jit(program), padded * len(devices))

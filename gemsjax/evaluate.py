@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from scipy import stats
 
 from gemsjax.agents.base import Acting, Policy
+from gemsjax.devices import Spread, spread
 from gemsjax.errors import require_choice, require_count
 from gemsjax.rollout import Turn, returns, rollout
 from gemsjax.types import Array, Key
@@ -43,8 +44,7 @@ def user_keys(stream: str, users: int) -> Key:
     """
     require_choice("stream", stream, USER_STREAMS)
     require_count("users", users)
-    base = jax.random.key(USER_STREAMS[stream])
-    return jax.vmap(lambda user: jax.random.fold_in(base, user))(jnp.arange(users))
+    return _numbered(jax.random.key(USER_STREAMS[stream]), jnp.arange(users))
 
 
 def summarise(returns: np.ndarray) -> Evaluation:
@@ -66,15 +66,35 @@ def evaluate(
       env, env_params: from `gemsjax.make`.
       policy: greedy policy of an agent, or a reference.
       acting: what the policy acts on; nothing for references.
-      users: how many; they are split over the local devices where that divides evenly.
+      users: how many; they are spread over the local devices.
       stream: `test` or `validation`.
 
     Raises:
       SettingError: an unknown stream or a count below 1.
     """
-    keys = user_keys(stream, users)
+    require_choice("stream", stream, USER_STREAMS)
+    require_count("users", users)
     acting = Acting() if acting is None else acting
-    return summarise(np.asarray(_returns(env, policy, keys, env_params, acting)))
+    return summarise(np.asarray(play_users(env, policy, USER_STREAMS[stream], users, env_params, acting)))
+
+
+def play_users(env: Any, policy: Policy, seed: int, users: int, env_params: Any, acting: Acting) -> Array:
+    """Returns of the first `users` users of a population on all local devices: [users]."""
+    played = _player(env, policy, users)
+    numbers = np.arange(played.users, dtype=np.uint32)
+    return played.program(numbers, jax.random.key_data(jax.random.key(seed)), env_params, acting)[:users]
+
+
+@lru_cache(maxsize=32)
+def _player(env: Any, policy: Policy, users: int) -> Spread:
+    def play(numbers: Array, key_data: Array, env_params: Any, acting: Acting) -> Array:
+        return returns(env, policy, _numbered(jax.random.wrap_key_data(key_data), numbers), env_params, acting)
+
+    return spread(play, users)
+
+
+def _numbered(key: Key, users: Array) -> Key:
+    return jax.vmap(lambda user: jax.random.fold_in(key, user))(users)
 
 
 class Scores(NamedTuple):
@@ -96,9 +116,6 @@ def recommended_scores(
     acting = Acting() if acting is None else acting
     scores, bored = _scores(env, policy, user_keys("test", users), env_params, acting)
     return Scores(np.asarray(scores), np.asarray(bored))
-
-
-_returns = jax.jit(returns, static_argnums=(0, 1))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
