@@ -47,7 +47,7 @@ def arguments_of(name: str) -> type:
     for part in ("hypers", "spec"):
         kind = getattr(entry, part)
         if kind is not None:
-            fields.append((part, tyro.conf.OmitArgPrefixes[kind], kind()))
+            fields.append((part, Annotated[kind, tyro.conf.OmitArgPrefixes], kind()))  # type: ignore[valid-type]
     if entry.ranker == "gems":
         fields.append(("gems", GeMSSettings, GeMSSettings()))
     fields.append(("where", tyro.conf.OmitArgPrefixes[Where], Where()))
@@ -62,7 +62,7 @@ _PLAIN = ("method", "env", "seed", "steps", "epoch_steps", "test_users", "catalo
 def parse(arguments: list[str]) -> tuple[TrainSettings, Where]:
     """Settings from a command line; the method decides which flags there are."""
     chosen, _ = tyro.cli(Method, args=arguments, return_unknown_args=True, add_help=False)
-    parsed = tyro.cli(arguments_of(chosen.method), args=arguments, description=__doc__)
+    parsed: Any = tyro.cli(arguments_of(chosen.method), args=arguments, description=__doc__)
     values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(parsed)}
     where = values.pop("where")
     return TrainSettings(**values).resolved(), where

@@ -45,8 +45,8 @@ def compile_clock() -> Iterator[CompileClock]:
     """A `CompileClock` that runs within the `with`."""
     clock = CompileClock()
 
-    def listener(event: str, seconds: float, **_: object) -> None:
-        clock.heard(event, seconds)
+    def listener(event: str, duration_secs: float, **_: str | int) -> None:
+        clock.heard(event, duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listener)
     try:

@@ -83,7 +83,7 @@ def save(figure: Figure, path: Path | str, dpi: int = 150) -> Path:
     return path
 
 
-_STYLE = {"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False}
+_STYLE: Any = {"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def _figure() -> tuple[Figure, Any]:

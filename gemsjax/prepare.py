@@ -76,7 +76,7 @@ def pretrained_gems(
     name = tracking.run_name(settings.env, settings.seed, gems.beta, gems.click_weight, method="GeMS").directory
     directory = root / f"{name}-{checkpoint.config_hash(config)[:6]}"
     finished, like = directory / "weights", jax.eval_shape(pretraining.init, jax.random.key(0)).params
-    latent = jax.ShapeDtypeStruct((gems.latent_dim,), jnp.float32)
+    latent: Any = jax.ShapeDtypeStruct((gems.latent_dim,), jnp.float32)
     if checkpoint.latest_step(finished) is not None:
         return checkpoint.restore(finished, GeMSWeights(like, latent, latent), config=config).tree
     with tracking.RunDirectory(directory, config, resume=True), tracking.StopRequest() as stop:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +62,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     track: str = "none",
-    on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
+    on_epoch: Callable[[dict[str, float]], object] = lambda row: None,
 ) -> Outcome:
     """Train, validate every epoch, keep the best, test it.
 
@@ -91,7 +91,7 @@ def train(
             track, directory.path, name.full, config, resumed_step=driver.done + 1 if driver.done else None
         )
         try:
-            return driver.drive(lambda row: (tracker.log(row), on_epoch(row)))
+            return driver.drive((tracker.log, on_epoch))
         finally:
             tracker.close()
 
@@ -126,7 +126,7 @@ class _Driver:
     def checkpoints(self) -> Path:
         return self.directory / "checkpoints"
 
-    def drive(self, on_epoch: Callable[[dict[str, float]], object]) -> Outcome:
+    def drive(self, listeners: Sequence[Callable[[dict[str, float]], object]]) -> Outcome:
         steps, size = self.settings.steps, self.settings.epoch_steps
         with (
             tracking.StopRequest() as stop,
@@ -138,7 +138,8 @@ class _Driver:
                 if length not in programs:
                     programs[length] = self._compile(length)
                 row = self._epoch(programs[length], length)
-                on_epoch(row)
+                for listener in listeners:
+                    listener(row)
                 progress.update(self.done, {k: row[k] for k in ("return", "validation") if k in row})
         finished = self.done >= steps
         return Outcome(self.directory, self._test() if finished else None, self.seconds)
@@ -154,15 +155,14 @@ class _Driver:
         started = time.perf_counter()
         numbers = jnp.arange(self.done, self.done + length, dtype=jnp.int32)
         state, metrics = program(self.run, self.state, numbers)
-        metrics = jax.tree.map(np.asarray, metrics)
+        per_step, validation = jax.tree.map(np.asarray, metrics)
         self.seconds["train"] += time.perf_counter() - started
-        updated = metrics["steps"].pop("updated")
-        require_finite(metrics["steps"], self.done, "step", self.directory)
+        updated = per_step.pop("updated")
+        require_finite(per_step, self.done, "step", self.directory)
         self.state, self.done = state, self.done + length
-        row = {"step": self.done, "return": float(metrics["steps"].pop("return").mean())}
+        row = {"step": self.done, "return": float(per_step.pop("return").mean())}
         if updated.any():
-            row |= {name: float(value[updated].mean()) for name, value in metrics["steps"].items()}
-        validation = metrics["validation"]
+            row |= {name: float(value[updated].mean()) for name, value in per_step.items()}
         row |= {
             "validation": float(validation.mean()),
             "validation_se": float(validation.std(ddof=1) / np.sqrt(validation.size)) if validation.size > 1 else 0.0,

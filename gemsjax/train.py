@@ -77,6 +77,18 @@ class TrainState:
     best_return: Array
 
 
+class EpochMetrics(NamedTuple):
+    """What an epoch reports.
+
+    Attributes:
+      steps: of every step [n]: `return` of its episodes, whether it `updated`, and what the agent's update reports.
+      validation: [V] return of each validation user.
+    """
+
+    steps: Metrics
+    validation: Array
+
+
 class Training(NamedTuple):
     """Pure functions, sizes bound.
 
@@ -87,7 +99,7 @@ class Training(NamedTuple):
     """
 
     init: Callable[[Run], TrainState]
-    epoch: Callable[[Run, TrainState, Array], tuple[TrainState, Metrics]]
+    epoch: Callable[[Run, TrainState, Array], tuple[TrainState, EpochMetrics]]
     steps: Callable[[Run, TrainState, Array], tuple[TrainState, Metrics]]
 
 
@@ -152,20 +164,20 @@ def make_training(env: Any, agent: Agent, plan: Plan) -> Training:
 
         agent_state, metrics = jax.lax.cond(at_random, nothing, updates, state.agent)
         metrics = metrics | {"return": collected.reward.sum(axis=1).mean(), "updated": ~at_random}
-        return state.replace(agent=agent_state, replay=stored), metrics
+        return dataclasses.replace(state, agent=agent_state, replay=stored), metrics
 
     def steps(run: Run, state: TrainState, numbers: Array) -> tuple[TrainState, Metrics]:
         # The counter is an unbatched scan input: a counter in the vmapped state would turn the cond into a select.
         return jax.lax.scan(lambda state, number: step(run, state, number), state, numbers)
 
-    def epoch(run: Run, state: TrainState, numbers: Array) -> tuple[TrainState, Metrics]:
+    def epoch(run: Run, state: TrainState, numbers: Array) -> tuple[TrainState, EpochMetrics]:
         state, metrics = steps(run, state, numbers)
         acting = Acting(state.agent, run.hypers, run.weights)
         validation = returns(env, agent.greedy, validation_users, run.env_params, acting)
         better = validation.mean() > state.best_return
         best_agent = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.agent, state.best_agent)
         best_return = jnp.maximum(validation.mean(), state.best_return)
-        state = state.replace(best_agent=best_agent, best_return=best_return)
-        return state, {"steps": metrics, "validation": validation}
+        state = dataclasses.replace(state, best_agent=best_agent, best_return=best_return)
+        return state, EpochMetrics(metrics, validation)
 
     return Training(init, epoch, steps)

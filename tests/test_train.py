@@ -80,7 +80,9 @@ def test_two_seeds_differ_in_every_random_leaf(small):
     states = []
     for seed in (1, 2):
         state = small.init(small.run(seed))
-        states.append(small.epoch(small.run(seed), small.epoch(small.run(seed), state, steps(0, 5))[0], steps(5, 10))[0])
+        states.append(
+            small.epoch(small.run(seed), small.epoch(small.run(seed), state, steps(0, 5))[0], steps(5, 10))[0]
+        )
     equal = []
     for (path, one), other in zip(
         jax.tree_util.tree_leaves_with_path(states[0]), jax.tree.leaves(states[1]), strict=True
@@ -124,7 +126,7 @@ def test_the_best_validated_agent_is_kept(small):
     state, best, kept = small.init(run), -np.inf, None
     for epoch in range(4):
         state, metrics = small.epoch(run, state, steps(5 * epoch, 5 * epoch + 5))
-        mean = float(metrics["validation"].mean())
+        mean = float(metrics.validation.mean())
         if mean > best:
             best, kept = mean, state.agent
         assert float(state.best_return) == pytest.approx(best)

@@ -132,7 +132,7 @@ class TopicEnv:
         clicks = click_model.sample_clicks(luck, appeal, params.examination, self.independent_clicks)
         state = self.initial_state(user, clicks, params)
         any_topic = whole_number(topic[0], self.num_topics)
-        state = state.replace(short_term_topic=jnp.where(clicks.any(), state.short_term_topic, any_topic))
+        state = dataclasses.replace(state, short_term_topic=jnp.where(clicks.any(), state.short_term_topic, any_topic))
         return Observation(params.first_slate, clicks), state
 
     def step(
@@ -260,7 +260,9 @@ class TopicEnv:
         topics = params.item_topics[items]
         state = _remember(state, topics, clicks, params)
         drifted = _drift(state.user_embedding, params.item_embeddings[items], clicks, params, self.num_topics)
-        return state.replace(user_embedding=drifted, short_term_topic=_latest(topics, clicks, state.short_term_topic))
+        return dataclasses.replace(
+            state, user_embedding=drifted, short_term_topic=_latest(topics, clicks, state.short_term_topic)
+        )
 
 
 # -- one rule each -----------------------------------------------------------------------------------------------------
@@ -274,7 +276,7 @@ def _begin_turn(state: TopicState, params: TopicParams) -> TopicState:
     topics = jnp.arange(state.bored.shape[0])
     counts = (state.clicked_topics[:, None] == topics).sum(axis=0)
     bored = bored | (counts >= params.boredom_threshold)
-    return state.replace(bored=bored, bored_timeout=timeout, time=state.time + 1)
+    return dataclasses.replace(state, bored=bored, bored_timeout=timeout, time=state.time + 1)
 
 
 def _remember(state: TopicState, topics: Array, clicks: Array, params: TopicParams) -> TopicState:
@@ -288,7 +290,8 @@ def _remember(state: TopicState, topics: Array, clicks: Array, params: TopicPara
     times, times_length = _append(state.click_times, state.click_times_length, now, clicks)
     # Times ascend, so those too old are the leading ones; -1 marks the empty tail.
     old = ((times >= 0) & (times < state.time - params.memory_window)).sum(dtype=jnp.int32)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         clicked_topics=_drop(queue, old),
         clicked_topics_length=length - old,
         click_times=_drop(times, old),

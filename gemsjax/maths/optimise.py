@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import optax
 
 from gemsjax.types import Array, Params
 
-AdamState = optax.ScaleByAdamState
+AdamState = Any  # optax.ScaleByAdamState
 _ADAM = optax.scale_by_adam()
 
 

@@ -115,7 +115,7 @@ def make_pretraining(spec: GeMSSpec, dims: Dims) -> Pretraining:
         loss = lambda params: vae_loss(vae, params, hypers, batch, noise, spec.noise)  # noqa: E731
         gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
         params, moments = adam_step(state.params, gradients, state.moments, hypers.rate)
-        return state.replace(params=params, moments=moments), metrics
+        return dataclasses.replace(state, params=params, moments=moments), metrics
 
     def updates(
         state: GeMSState, hypers: GeMSHypers, key: Key, data: Slates, epoch: Array, batches: Array
@@ -137,7 +137,9 @@ def make_pretraining(spec: GeMSSpec, dims: Dims) -> Pretraining:
         metrics = _mean_over_blocks(losses, data.slates.shape[0])
         better = metrics["loss"] < state.best_loss
         best_params = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.params, state.best_params)
-        return state.replace(best_params=best_params, best_loss=jnp.minimum(metrics["loss"], state.best_loss)), metrics
+        return dataclasses.replace(
+            state, best_params=best_params, best_loss=jnp.minimum(metrics["loss"], state.best_loss)
+        ), metrics
 
     def bounds(params: Params, data: Slates) -> GeMSWeights:
         return action_bounds(vae, params, observe(data, jnp.arange(data.slates.shape[0]), dims))
