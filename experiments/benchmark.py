@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments._cli import run_cli
-from gemsjax import datasets, methods, prepare, runs, tracking
+from gemsjax import datasets, disk, methods, prepare, runs
 from gemsjax.agents.base import Acting
 from gemsjax.errors import require_choice
 from gemsjax.evaluate import play_users
@@ -278,7 +278,7 @@ def main(arguments: Arguments) -> None:
         )
     console.print(table)
     if arguments.json is not None:
-        tracking.write_json(arguments.json, {"machine": about, "figures": measured})
+        disk.write_json(arguments.json, {"machine": about, "figures": measured})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 import tyro
 
 from experiments._cli import run_cli
-from gemsjax import methods, runs, tracking
+from gemsjax import disk, methods, runs
 from gemsjax.envs.registry import make
 from gemsjax.errors import SettingError, require
 from gemsjax.evaluate import Evaluation, evaluate
@@ -87,7 +87,7 @@ def main(arguments: Arguments) -> None:
         f"(95 % interval {low:.1f} to {high:.1f}, {row['users']} users)"
     )
     if arguments.json is not None:
-        tracking.write_json(arguments.json, row)
+        disk.write_json(arguments.json, row)
 
 
 if __name__ == "__main__":

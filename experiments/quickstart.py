@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments._cli import run_cli
-from gemsjax import methods, plots, prepare, runs, tracking
+from gemsjax import disk, methods, plots, prepare, runs, tracking
 from gemsjax.agents.base import Acting
 from gemsjax.agents.sac import SACHypers
 from gemsjax.clock import CompileClock, compile_clock
@@ -118,7 +118,7 @@ def main(arguments: Arguments) -> None:
     if arguments.json is not None:
         rows = [runs.table_row(settings.env, name, evaluation) for name, evaluation in table.items()]
         seconds = stages.seconds | {"compile": clock.seconds, "total": sum(stages.seconds.values())}
-        tracking.write_json(arguments.json, {"table": rows, "seconds": seconds})
+        disk.write_json(arguments.json, {"table": rows, "seconds": seconds})
 
 
 def _free(path: Path) -> Path:

@@ -27,9 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from gemsjax.disk import PathLike, canonical, differences, digest, flush_directory
 from gemsjax.errors import DataError, require_count
 
-PathLike = str | os.PathLike[str]
 FORMAT = 1
 """Version of the manifest and of the layout of a checkpoint's directory."""
 _MANIFEST, _ARRAYS, _DIGEST, _REPLACED = "manifest.json", "arrays", "manifest_sha256", ".replaced"
@@ -161,7 +161,7 @@ def config_hash(config: dict[str, Any]) -> str:
     Raises:
       DataError: the configuration holds something that JSON cannot (NaN included).
     """
-    return _digest(config)[:12]
+    return digest(config)[:12]
 
 
 def _to_host(tree: Any) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
@@ -235,40 +235,14 @@ def _leaf_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path) or "(all)"
 
 
-def _canonical(value: Any) -> str:
-    try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"the configuration cannot be written as JSON: {error}") from error
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(_canonical(value).encode()).hexdigest()
-
-
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(_canonical(config))
+    return json.loads(canonical(config))
 
 
 def _compare_configs(saved: dict[str, Any], given: dict[str, Any], path: Path) -> None:
-    before, now = dict(_flat(saved)), dict(_flat(given))
-    wrong = [
-        f"{key}: {before.get(key, 'absent')} in the checkpoint, {now.get(key, 'absent')} now"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
+    wrong = differences(saved, given)
     if wrong:
         raise DataError(f"{path} belongs to another configuration: {'; '.join(wrong)}")
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted keys and values as JSON text, so that `true` and 1 or a missing key and null stay apart; 1 is 1.0."""
-    if isinstance(value, dict) and (value or not key):
-        for name, inner in value.items():
-            yield from _flat(inner, f"{key}.{name}" if key else name)
-    else:
-        value = int(value) if isinstance(value, float) and value.is_integer() else value
-        yield key, json.dumps(value, sort_keys=True)
 
 
 def _write_manifest(path: Path, about: dict[str, Any]) -> None:
@@ -281,13 +255,13 @@ def _write_manifest(path: Path, about: dict[str, Any]) -> None:
                 "sha256": _sha256(file, flush=True),
             }
         else:
-            _flush_directory(file)
+            flush_directory(file)
     manifest = {**about, "config_hash": config_hash(about["config"]), "files": files}
     with open(path / _MANIFEST, "x", encoding="utf-8") as stream:
-        json.dump({**manifest, _DIGEST: _digest(manifest)}, stream, indent=1)
+        json.dump({**manifest, _DIGEST: digest(manifest)}, stream, indent=1)
         stream.flush()
         os.fsync(stream.fileno())
-    _flush_directory(path)
+    flush_directory(path)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -300,7 +274,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     number = manifest.get("format") if isinstance(manifest, dict) else None
     if number != FORMAT:
         raise DataError(f"{path} has format {number}; this version of gemsjax reads format {FORMAT}")
-    if manifest.pop(_DIGEST, None) != _digest(manifest):
+    if manifest.pop(_DIGEST, None) != digest(manifest):
         raise DataError(f"{file} was altered: it does not match its own SHA-256")
     for name, entry in manifest["files"].items():
         size = (path / name).stat().st_size if (path / name).is_file() else "no"
@@ -339,7 +313,7 @@ def _put_in_place(temporary: Path, target: Path) -> None:
     if target.exists():
         target.rename(replaced)
     temporary.rename(target)
-    _flush_directory(target.parent)
+    flush_directory(target.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -361,13 +335,6 @@ def _sha256(file: Path, flush: bool = False) -> str:
         if flush:
             os.fsync(stream.fileno())
         return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
-
-
-def _flush_directory(path: Path) -> None:
-    if os.name == "posix":  # elsewhere directories cannot be opened
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
 
 
 def _surroundings() -> dict[str, Any]:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemsjax import checkpoint, methods, tracking
+from gemsjax import checkpoint, disk, methods, tracking
 from gemsjax.agents.base import Acting, Agent
 from gemsjax.errors import DataError
 from gemsjax.evaluate import Evaluation, evaluate
@@ -181,7 +181,7 @@ class _Driver:
         self.seconds["test"] += time.perf_counter() - started
         result = table_row(self.settings.env, self.settings.method, tested)
         result |= {"seed": self.settings.seed, "steps": self.done, "best_validation": float(self.state.best_return)}
-        tracking.write_json(self.directory / "result.json", result)
+        disk.write_json(self.directory / "result.json", result)
         return tested
 
 
@@ -246,9 +246,6 @@ def table_row(env: str, method: str, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _refuse_other(config: dict[str, Any], identity: dict[str, Any], directory: Path) -> None:
-    recorded = from_config(config).identity()
-    differing = [
-        f"{k}: {recorded[k]!r} there, {identity[k]!r} asked for" for k in identity if recorded[k] != identity[k]
-    ]
-    if differing:
-        raise DataError(f"{directory} holds a run of another configuration: {'; '.join(differing)}")
+    wrong = disk.differences(disk.plain(from_config(config).identity()), disk.plain(identity))
+    if wrong:
+        raise DataError(f"{directory} holds a run of another configuration: {'; '.join(wrong)}")

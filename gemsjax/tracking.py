@@ -19,50 +19,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, is_dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from gemsjax.disk import PathLike, plain, write, write_json
 from gemsjax.errors import DataError, SettingError, require, require_choice
 
 FORMAT = "gemsjax-run-1"
 """Marks a `config.json` as ours: only directories that hold one are ever emptied."""
 TRACKERS = ("none", "tensorboard", "wandb")
 _CONFIG, _LOCK, _ROWS, _TABLE = "config.json", ".lock", "metrics.jsonl", "metrics.csv"
-PathLike = str | os.PathLike[str]
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: arrays as lists, dataclasses as dicts, paths as text, NaN and infinities as null."""
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(inner) for inner in value]
-    if hasattr(value, "tolist"):  # arrays and scalars of NumPy and jax
-        return plain(value.tolist())
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_json(path: PathLike, value: Any) -> None:
-    """Write `plain(value)`; whatever happens meanwhile, `path` holds the old text or all of the new one."""
-    _write_text(Path(path), json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class RunName(NamedTuple):
@@ -230,13 +197,13 @@ class MetricsLog:
         self._replace([row for row in read_metrics(self._rows.parent) if row["step"] < step])
 
     def _replace(self, rows: list[dict[str, Any]]) -> None:
-        _write_text(self._rows, "".join(json.dumps(row) + "\n" for row in rows))
+        write(self._rows, "".join(json.dumps(row) + "\n" for row in rows).encode())
         self._write_table(rows)
 
     def _write_table(self, rows: list[dict[str, Any]]) -> None:
         self._columns = list(dict.fromkeys(key for row in rows for key in row))
         header = _csv([dict(zip(self._columns, self._columns, strict=True))], self._columns) if rows else ""
-        _write_text(self._table, header + _csv(rows, self._columns))
+        write(self._table, (header + _csv(rows, self._columns)).encode())
 
 
 def read_metrics(directory: PathLike) -> list[dict[str, Any]]:

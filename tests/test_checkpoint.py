@@ -273,8 +273,8 @@ def test_another_configuration_is_refused_key_by_key(tmp_path, two_steps):
     with pytest.raises(DataError) as caught:
         checkpoint.restore(two_steps, make_state(), config=other)
     message = str(caught.value)
-    for part in ("agent.gamma: 0.8 in the checkpoint, 0.9 now", "agent.bound: true in the checkpoint, 1 now",
-                 "data: null in the checkpoint, absent now", "users: absent in the checkpoint, 10 now"):  # fmt: skip
+    for part in ("agent.gamma is 0.8 there and 0.9 here", "agent.bound is true there and 1 here",
+                 "data is null there and absent here", "users is absent there and 10 here"):  # fmt: skip
         assert part in message
     assert "widths" not in message and "method" not in message
 
@@ -341,7 +341,7 @@ def test_whenever_a_save_is_cut_short_a_checkpoint_is_there(tmp_path, monkeypatc
         return wrapped
 
     with monkeypatch.context() as patch:
-        acts = [(shutil, "rmtree"), (Path, "rename"), (checkpoint, "_flush_directory"), (checkpoint, "_write_manifest")]
+        acts = [(shutil, "rmtree"), (Path, "rename"), (checkpoint, "flush_directory"), (checkpoint, "_write_manifest")]
         for owner, name in acts:
             patch.setattr(owner, name, copying(getattr(owner, name)))
         checkpoint.save(root, make_state(6), step=5 if again else 6, config=CONFIG, keep=1)

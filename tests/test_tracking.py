@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import gemsjax
-from gemsjax import tracking
+from gemsjax import disk, tracking
 from gemsjax.errors import DataError, SettingError
 from gemsjax.tracking import MetricsLog, Progress, RunDirectory, StopRequest, read_config, read_metrics, run_name
 
@@ -51,7 +51,7 @@ def test_json_of_everything_that_results_hold(tmp_path):
         "nan": [float("nan"), np.float32("inf"), jnp.array([1.0, jnp.nan])],
         3: (True, None, "ä"),
     }
-    tracking.write_json(tmp_path / "result.json", value)
+    disk.write_json(tmp_path / "result.json", value)
     assert json.loads((tmp_path / "result.json").read_text()) == {
         "settings": {"seed": 3, "where": "a/b"},
         "numpy": [[0, 1], [2, 3]],
@@ -65,9 +65,9 @@ def test_json_of_everything_that_results_hold(tmp_path):
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
 def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, failing):
     path = tmp_path / "result.json"
-    tracking.write_json(path, {"a": 1})
+    disk.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        tracking.write_json(path, {"a": object()})
+        disk.write_json(path, {"a": object()})
 
     def full(*_):
         raise OSError("No space left on device")
@@ -75,7 +75,7 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, failing):
     with monkeypatch.context() as patch:
         patch.setattr(os, failing, full)
         with pytest.raises(OSError, match="No space"):
-            tracking.write_json(path, {"a": 2})
+            disk.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
 

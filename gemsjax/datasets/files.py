@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from gemsjax.disk import PathLike, differences, flush_directory, is_temporary, write, write_json
 from gemsjax.errors import DataError
 
 FORMAT, FORMAT_VERSION = "gemsjax-logged-slates", 1
 
-PathLike = str | os.PathLike[str]
 Schema = dict[str, Any]
 """format, format_version, made_with, config, columns (type and one user's shape of each), chunks, checksum."""
 Entry = dict[str, Any]
@@ -160,10 +160,10 @@ def begin(directory: Path, config: Mapping[str, Any], describe: Callable[[], Sch
         draft = _read_json(directory / _PARTIAL)
         _require_same(directory, draft["config"], config)
         return draft | {"chunks": [e if e and _is_good(directory, e) else None for e in draft["chunks"]]}
-    if any(not _is_temporary(path) for path in directory.iterdir()):
+    if any(not is_temporary(path) for path in directory.iterdir()):
         raise DataError(f"{directory} is not empty and holds no data set: choose another directory")
     draft = {"format": FORMAT, "format_version": FORMAT_VERSION, "config": config, **describe()}
-    _write_json(directory / _PARTIAL, draft)
+    write_json(directory / _PARTIAL, draft)
     return draft
 
 
@@ -178,20 +178,20 @@ def add_chunk(directory: Path, draft: Schema, number: int, columns: Columns) -> 
         "clicks": int(clicks.sum()),
         "squared_returns": int((clicks**2).sum()),
     }
-    _write(directory / entry["file"], content)
+    write(directory / entry["file"], content)
     draft["chunks"][number] = entry
-    _write_json(directory / _PARTIAL, draft)
+    write_json(directory / _PARTIAL, draft)
 
 
 def finish(directory: Path, draft: Schema) -> Schema:
     """Make a data set of a draft that has all its chunks: from here on it is complete."""
     schema = draft | {"checksum": _checksum(draft["chunks"])}
-    _flush_directory(directory)  # the chunks' names are on the disk before that of the schema
-    _write_json(directory / _SCHEMA, schema)
+    flush_directory(directory)  # the chunks' names are on the disk before that of the schema
+    write_json(directory / _SCHEMA, schema)
     for path in directory.iterdir():
-        if path.name == _PARTIAL or _is_temporary(path):
+        if path.name == _PARTIAL or is_temporary(path):
             path.unlink(missing_ok=True)
-    _flush_directory(directory)
+    flush_directory(directory)
     return schema
 
 
@@ -213,51 +213,7 @@ def _npz(columns: Columns) -> bytes:
     return archive_bytes.getvalue()
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Whatever happens meanwhile, `path` holds what it held, or all of `content`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write_json(path: Path, content: Schema) -> None:
-    _write(path, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def _is_temporary(path: Path) -> bool:
-    """Whether a killed `_write` has left this."""
-    return path.name.startswith(".") and path.suffix == ".tmp"
-
-
-def _flush_directory(directory: Path) -> None:
-    if os.name == "posix":
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def _require_same(directory: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Raise `DataError` naming every setting in which two configurations differ."""
-    old, new = _flat(there), _flat(here)
-    differences = [
-        f"{name} is {old.get(name)!r} there and {new.get(name)!r} here"
-        for name in dict.fromkeys([*old, *new])
-        if old.get(name) != new.get(name)
-    ]
-    if differences:
-        raise DataError(f"{directory} holds a data set of another configuration: {'; '.join(differences)}")
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+    wrong = differences(there, here)
+    if wrong:
+        raise DataError(f"{directory} holds a data set of another configuration: {'; '.join(wrong)}")
