@@ -230,7 +230,7 @@ def test_another_configuration_is_refused_by_name(copy):
     env, params = small(influence=0.05)
     with pytest.raises(DataError, match="constants.influence is 0.1.* there and 0.05.* here"):
         datasets.generate(env, params, copy, users=USERS, chunk_users=20, seed=SEED)
-    with pytest.raises(DataError, match="catalogue is absent there and "mine.npy" here"):
+    with pytest.raises(DataError, match='catalogue is absent there and "mine.npy" here'):
         generate(copy, config_extra={"catalogue": "mine.npy"})
 
 
