@@ -1,0 +1,66 @@
+"""SAC finds the best policy where it is known: the right item, the right item of a coin, credit for a later reward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from probes import HORIZON, ITEMS, ProbeEnv, Rules, make_grid_ranker
+
+from gemsjax.agents import sac
+from gemsjax.train import Plan, Run, make_training
+from gemsjax.types import Dims
+
+EPOCHS, EPOCH_STEPS = 7, 100
+BAIT = 0.2
+
+
+@pytest.fixture(scope="module")
+def greedy_return() -> Callable[..., float]:
+    """`(rules, gamma, seed) -> mean greedy return after training`: one program for every probe of this file."""
+    agent = sac.make_sac(
+        sac.SACSpec(hidden=32, belief_width=8, item_dim=4), Dims(ITEMS, 1, HORIZON), make_grid_ranker()
+    )
+    plan = Plan(users_per_step=10, batch_size=20, replay_capacity=1_000, warm_up=100, validation_users=50)
+    training = make_training(ProbeEnv(), agent, plan)
+
+    @jax.jit
+    def train(run):
+        def epoch(state, number):
+            state, metrics = training.epoch(run, state, number * EPOCH_STEPS + jnp.arange(EPOCH_STEPS))
+            return state, metrics.validation.mean()
+
+        return jax.lax.scan(epoch, training.init(run), jnp.arange(EPOCHS))[1]
+
+    def trained(rules: Rules, gamma: float = 0.8, seed: int = 0) -> float:
+        hypers = sac.SACHypers(
+            gamma=gamma, tau=0.02, critic_rate=3e-3, actor_rate=3e-3, initial_alpha=0.05, first_alpha=0.05
+        )
+        floats = jax.tree.map(jnp.float32, (hypers, rules))
+        return float(np.asarray(train(Run(jax.random.key(seed), floats[0], (), floats[1])))[-1])
+
+    return trained
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_best_slate_is_found(greedy_return, seed):
+    assert greedy_return(Rules(left=1.0), seed=seed) >= 0.95 * HORIZON
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("rules", [Rules(latest_coin=1.0), Rules(earlier_coin=1.0)], ids=["latest", "earlier"])
+def test_the_belief_tells_what_was_observed(greedy_return, rules, seed):
+    """Half of the best return is all that there is without looking (and, for the earlier coin, remembering)."""
+    assert greedy_return(rules, seed=seed) >= 0.95 * HORIZON
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_reward_is_credited_to_the_action_before(greedy_return, seed):
+    """The left item pays one turn later: an agent that does not look ahead takes the bait instead."""
+    rules = Rules(left_before=1.0, bait=BAIT)
+    best = HORIZON - 1 + BAIT  # nothing follows the last turn, so its action may take the bait
+    assert greedy_return(rules, gamma=0.0, seed=seed) <= 1.05 * BAIT * HORIZON
+    assert greedy_return(rules, gamma=0.8, seed=seed) >= 0.95 * best
