@@ -18,9 +18,9 @@ from flax import struct
 from gemsjax.agents.base import Acting, Agent, AgentState, Hypers, Weights
 from gemsjax.errors import require, require_count
 from gemsjax.evaluate import user_keys
-from gemsjax.replay import ReplayState, make_replay
+from gemsjax.replay import Replay, ReplayState, make_replay
 from gemsjax.rollout import episodes, returns
-from gemsjax.types import Array, Dims, Key, Metrics
+from gemsjax.types import Array, Dims, Episode, Key, Metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,34 +128,64 @@ def make_training(env: Any, agent: Agent, plan: Plan) -> Training:
     validate_plan(plan)
     dims = Dims(env.num_items, env.slate_size, env.horizon)
     replay = make_replay(dims, plan.replay_capacity, plan.batch_size, plan.users_per_step)
-    validation_users = user_keys("validation", plan.validation_users)
+    loop = _Loop(env, agent, plan, replay)
+    return Training(loop.init, loop.epoch, loop.steps)
 
-    def init(run: Run) -> TrainState:
-        state = agent.init(jax.random.fold_in(run.key, INIT), run.hypers)
-        acting = Acting(state, run.hypers, run.weights, True)
-        keys = jax.random.split(jax.random.key(0), 1)  # for shapes only: nothing is drawn
-        shapes = jax.eval_shape(lambda: episodes(env, agent.explore, keys, run.env_params, acting))
-        empty = replay.init(jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), shapes))
+
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+    """The off-policy loop with its sizes bound."""
+
+    env: Any
+    agent: Agent
+    plan: Plan
+    replay: Replay
+
+    def init(self, run: Run) -> TrainState:
+        state = self.agent.init(jax.random.fold_in(run.key, INIT), run.hypers)
+        shapes = jax.eval_shape(lambda: self._collect(run, state, run.key[None], True))
+        empty = self.replay.init(jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), shapes))
         return TrainState(state, empty, jax.tree.map(jnp.copy, state), jnp.float32(-jnp.inf))
 
-    def learn(run: Run, agent_state: AgentState, stored: ReplayState, keys: Key) -> tuple[AgentState, Metrics]:
-        sample_key, noise_key = keys
-        batch = replay.sample(stored, sample_key)
-        noise = agent.draw_update(noise_key, plan.batch_size)
-        return agent.update(Acting(agent_state, run.hypers, run.weights), batch, noise)
+    def steps(self, run: Run, state: TrainState, numbers: Array) -> tuple[TrainState, Metrics]:
+        # The counter is an unbatched scan input: a counter in the vmapped state would turn the cond into a select.
+        return jax.lax.scan(lambda state, number: self._step(run, state, number), state, numbers)
 
-    def step(run: Run, state: TrainState, number: Array) -> tuple[TrainState, Metrics]:
+    def epoch(self, run: Run, state: TrainState, numbers: Array) -> tuple[TrainState, EpochMetrics]:
+        state, metrics = self.steps(run, state, numbers)
+        acting = Acting(state.agent, run.hypers, run.weights)
+        users = user_keys("validation", self.plan.validation_users)
+        validation = returns(self.env, self.agent.greedy, users, run.env_params, acting)
+        better = validation.mean() > state.best_return
+        best_agent = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.agent, state.best_agent)
+        best_return = jnp.maximum(validation.mean(), state.best_return)
+        state = dataclasses.replace(state, best_agent=best_agent, best_return=best_return)
+        return state, EpochMetrics(metrics, validation)
+
+    def _collect(self, run: Run, agent_state: AgentState, users: Key, at_random: Array | bool) -> Episode:
+        acting = Acting(agent_state, run.hypers, run.weights, at_random)
+        return episodes(self.env, self.agent.explore, users, run.env_params, acting)
+
+    def _learn(self, run: Run, agent_state: AgentState, stored: ReplayState, keys: Key) -> tuple[AgentState, Metrics]:
+        """One update; `keys` [2] are those of the sample and of the noise."""
+        batch = self.replay.sample(stored, keys[0])
+        noise = self.agent.draw_update(keys[1], self.plan.batch_size)
+        return self.agent.update(Acting(agent_state, run.hypers, run.weights), batch, noise)
+
+    def _step(self, run: Run, state: TrainState, number: Array) -> tuple[TrainState, Metrics]:
+        """Collect, store and, after the warm-up, update."""
+        plan = self.plan
         keys = jax.random.split(jax.random.fold_in(run.key, number), plan.users_per_step + 2 * plan.updates_per_step)
         users, learn_keys = keys[: plan.users_per_step], keys[plan.users_per_step :].reshape(-1, 2)
         at_random = number * plan.users_per_step < plan.warm_up
-        acting = Acting(state.agent, run.hypers, run.weights, at_random)
-        collected = episodes(env, agent.explore, users, run.env_params, acting)
-        stored = replay.add(state.replay, collected)
+        collected = self._collect(run, state.agent, users, at_random)
+        stored = self.replay.add(state.replay, collected)
 
         def updates(agent_state: AgentState) -> tuple[AgentState, Metrics]:
             if plan.updates_per_step == 1:
-                return learn(run, agent_state, stored, learn_keys[0])
-            agent_state, metrics = jax.lax.scan(lambda s, keys: learn(run, s, stored, keys), agent_state, learn_keys)
+                return self._learn(run, agent_state, stored, learn_keys[0])
+            learn = lambda agent_state, keys: self._learn(run, agent_state, stored, keys)  # noqa: E731
+            agent_state, metrics = jax.lax.scan(learn, agent_state, learn_keys)
             return agent_state, jax.tree.map(lambda x: x.mean(axis=0), metrics)
 
         def nothing(agent_state: AgentState) -> tuple[AgentState, Metrics]:
@@ -165,19 +195,3 @@ def make_training(env: Any, agent: Agent, plan: Plan) -> Training:
         agent_state, metrics = jax.lax.cond(at_random, nothing, updates, state.agent)
         metrics = metrics | {"return": collected.reward.sum(axis=1).mean(), "updated": ~at_random}
         return dataclasses.replace(state, agent=agent_state, replay=stored), metrics
-
-    def steps(run: Run, state: TrainState, numbers: Array) -> tuple[TrainState, Metrics]:
-        # The counter is an unbatched scan input: a counter in the vmapped state would turn the cond into a select.
-        return jax.lax.scan(lambda state, number: step(run, state, number), state, numbers)
-
-    def epoch(run: Run, state: TrainState, numbers: Array) -> tuple[TrainState, EpochMetrics]:
-        state, metrics = steps(run, state, numbers)
-        acting = Acting(state.agent, run.hypers, run.weights)
-        validation = returns(env, agent.greedy, validation_users, run.env_params, acting)
-        better = validation.mean() > state.best_return
-        best_agent = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.agent, state.best_agent)
-        best_return = jnp.maximum(validation.mean(), state.best_return)
-        state = dataclasses.replace(state, best_agent=best_agent, best_return=best_return)
-        return state, EpochMetrics(metrics, validation)
-
-    return Training(init, epoch, steps)

@@ -121,8 +121,7 @@ def make_sac(spec: SACSpec, dims: Dims, ranker: Ranker) -> Agent:
         return belief.start()
 
     def choose(acting: Acting, squashed: Array) -> Choice:
-        centre, scale = ranker.box(acting.weights)
-        action = centre + scale * squashed
+        action = _inside(ranker.box(acting.weights), squashed)
         return Choice(ranker.decode(acting.weights, action), action)
 
     def explore(
@@ -201,7 +200,7 @@ def _update(
     batch: Episode,
     noise: SACNoise,
 ) -> tuple[SACState, Metrics]:
-    params, (centre, scale) = state.params, box
+    params = state.params
     observation, action, reward = time_major((batch.observation, batch.action, batch.reward))
     # One scan forward for both beliefs, one backward: the losses give gradients with respect to the states.
     (actor_states, critic_states), pull_beliefs = jax.vjp(
@@ -214,31 +213,20 @@ def _update(
         lambda policy, states: networks.policy.apply({"params": policy}, states), params.policy, actor_states
     )
 
-    next_squashed, next_log_prob = networks.split(outputs[1:]).sample_and_log_prob(noise.next_action)
-    next_q = jnp.minimum(*networks.q_values(state.targets, critic_states[1:], centre + scale * next_squashed))
-    bootstrap = jnp.pad(next_q - state.alpha * next_log_prob, ((0, 1), (0, 0)))  # nothing follows the last turn
-    target = jax.lax.stop_gradient(reward + hypers.gamma * bootstrap)
-
-    def critic_loss(critics: tuple[Params, Params], states: Array) -> tuple[Array, Array]:
-        one, two = networks.q_values(critics, states, action)
-        return 0.5 * (jnp.mean(jnp.square(one - target)) + jnp.mean(jnp.square(two - target))), jnp.mean(one)
-
-    (loss_q, mean_q), (critics_grad, critic_states_grad) = jax.value_and_grad(critic_loss, (0, 1), has_aux=True)(
-        params.critics, critic_states
+    target = _target(networks, state, hypers, box, outputs, critic_states, reward, noise.next_action)
+    (loss_q, mean_q), (critics_grad, critic_states_grad) = jax.value_and_grad(_critic_loss, (1, 2), has_aux=True)(
+        networks, params.critics, critic_states, action, target
     )
     moments = state.optimiser
     critics, critics_moments = adam_step(params.critics, critics_grad, moments.critics, hypers.critic_rate)
 
-    def policy_loss(outputs: Array) -> tuple[Array, Array]:
-        squashed, log_prob = networks.split(outputs).sample_and_log_prob(noise.action)
-        q = jnp.minimum(*networks.q_values(critics, critic_states, centre + scale * squashed))
-        return jnp.mean(state.alpha * log_prob - q), jnp.mean(log_prob)
-
-    (loss_pi, mean_log_prob), outputs_grad = jax.value_and_grad(policy_loss, has_aux=True)(outputs)
+    (loss_pi, mean_log_prob), outputs_grad = jax.value_and_grad(_policy_loss, 1, has_aux=True)(
+        networks, outputs, critics, critic_states, state.alpha, box, noise.action
+    )
     policy_grad, actor_states_grad = pull_policy(outputs_grad)
     actor_belief_grad, critic_belief_grad = pull_beliefs((actor_states_grad, critic_states_grad))
 
-    loss_alpha = -jnp.exp(params.log_alpha) * (mean_log_prob + hypers.entropy_target * centre.shape[-1])
+    loss_alpha = -jnp.exp(params.log_alpha) * (mean_log_prob + hypers.entropy_target * action.shape[-1])
     steps = {
         "actor_belief": (actor_belief_grad, hypers.actor_rate),
         "critic_belief": (critic_belief_grad, hypers.critic_rate),
@@ -261,3 +249,49 @@ def _update(
         "q": mean_q,
     }
     return SACState(new_params, targets, new_moments, jnp.exp(new_params.log_alpha)), metrics
+
+
+def _target(
+    networks: _Networks,
+    state: SACState,
+    hypers: SACHypers,
+    box: tuple[Array, Array],
+    outputs: Array,
+    critic_states: Array,
+    reward: Array,
+    noise: Array,
+) -> Array:
+    """What the critics should say, [H, B]: reward, and the discounted soft value of the next turn."""
+    squashed, log_prob = networks.split(outputs[1:]).sample_and_log_prob(noise)
+    next_q = jnp.minimum(*networks.q_values(state.targets, critic_states[1:], _inside(box, squashed)))
+    bootstrap = jnp.pad(next_q - state.alpha * log_prob, ((0, 1), (0, 0)))  # nothing follows the last turn
+    return jax.lax.stop_gradient(reward + hypers.gamma * bootstrap)
+
+
+def _critic_loss(
+    networks: _Networks, critics: tuple[Params, Params], states: Array, action: Array, target: Array
+) -> tuple[Array, Array]:
+    """Half the sum of both critics' mean squared errors; and the first one's mean."""
+    one, two = networks.q_values(critics, states, action)
+    return 0.5 * (jnp.mean(jnp.square(one - target)) + jnp.mean(jnp.square(two - target))), jnp.mean(one)
+
+
+def _policy_loss(
+    networks: _Networks,
+    outputs: Array,
+    critics: tuple[Params, Params],
+    critic_states: Array,
+    alpha: Array,
+    box: tuple[Array, Array],
+    noise: Array,
+) -> tuple[Array, Array]:
+    """Mean of alpha * log-probability - Q of a fresh action; and the mean log-probability."""
+    squashed, log_prob = networks.split(outputs).sample_and_log_prob(noise)
+    q = jnp.minimum(*networks.q_values(critics, critic_states, _inside(box, squashed)))
+    return jnp.mean(alpha * log_prob - q), jnp.mean(log_prob)
+
+
+def _inside(box: tuple[Array, Array], squashed: Array) -> Array:
+    """An action in the ranker's box from one in (-1, 1)."""
+    centre, scale = box
+    return centre + scale * squashed
