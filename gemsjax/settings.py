@@ -10,8 +10,8 @@ from typing import Any
 
 from gemsjax import methods
 from gemsjax.envs.registry import make
-from gemsjax.errors import DataError, require, require_count
-from gemsjax.pretrain.gems import GeMSHypers, GeMSSpec
+from gemsjax.errors import DataError, require, require_choice, require_count
+from gemsjax.pretrain.gems import NOISES, GeMSHypers, GeMSSpec
 from gemsjax.train import Plan, validate_plan
 from gemsjax.types import Dims
 
@@ -136,6 +136,7 @@ def check_gems(gems: GeMSSettings) -> None:
     require(gems.users * 90 >= gems.batch_size, "gems.users", gems.users, "enough logged slates for one batch")
     for name in ("beta", "click_weight"):
         require(getattr(gems, name) >= 0.0, f"gems.{name}", getattr(gems, name), "a number of at least 0")
+    require_choice("gems.noise", gems.noise, NOISES)
     require(0.0 < gems.rate < 1.0, "gems.rate", gems.rate, "a number in (0, 1)")
     require(0.0 <= gems.epsilon <= 1.0, "gems.epsilon", gems.epsilon, "a probability")
 

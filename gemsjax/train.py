@@ -111,6 +111,7 @@ def validate_plan(plan: Plan) -> None:
     """Raise `SettingError` for a count outside its range or counts that do not fit each other."""
     for field in dataclasses.fields(plan):
         require_count(field.name, getattr(plan, field.name))
+    require_count("batch_size", plan.batch_size, 1, plan.replay_capacity)
     require(
         plan.warm_up + plan.users_per_step >= plan.batch_size,
         "warm_up",
