@@ -63,7 +63,7 @@ def pretrained_gems(
 
     Raises:
       TrainingError: a loss is no longer finite.
-      KeyboardInterrupt: Ctrl-C or SIGTERM, after the epoch's checkpoint.
+      KeyboardInterrupt: Ctrl-C or SIGTERM, after the epoch's checkpoint (or, in the last epoch, with all done and kept).
     """
     gems, pretraining = settings.gems, make_pretraining(settings.gems.spec, world.dims)
     config = {
@@ -82,6 +82,8 @@ def pretrained_gems(
     with tracking.RunDirectory(directory, config, resume=True), tracking.StopRequest() as stop:
         weights = _pretrain(pretraining, gems, settings.seed, directory, config, data(), stop)
         checkpoint.save(finished, weights, step=gems.epochs, config=config)
+        if stop.requested:
+            raise KeyboardInterrupt("GeMS is pre-trained; the same command continues")
     return weights
 
 
@@ -117,7 +119,7 @@ def _pretrain(
             log.append({"step": epoch + 1, **means, **{f"validation_{k}": float(v) for k, v in validated.items()}})
             checkpoint.save(directory / "checkpoints", state, step=epoch + 1, config=config)
             if stop.requested and epoch + 1 < gems.epochs:
-                raise KeyboardInterrupt(f"stopped after epoch {epoch + 1} of GeMS; the same command continues")
+                raise KeyboardInterrupt(f"after epoch {epoch + 1} of GeMS; the same command continues")
     slates = Slates(*(column[: BOUND_USERS * data.slates.shape[1]] for column in training))
     return jax.jit(pretraining.bounds)(state.best_params, slates)
 
@@ -130,11 +132,16 @@ def _pieces(batches: int) -> int:
 def _resume_pretraining(
     pretraining: Pretraining, key: jax.Array, directory: Path, config: dict[str, Any]
 ) -> tuple[GeMSState, int]:
-    if not (directory / "checkpoints").is_dir():
+    if not has_checkpoints(directory):
         return jax.jit(pretraining.init)(key), 0
     like = jax.eval_shape(pretraining.init, key)
     state, done, _ = checkpoint.restore(directory / "checkpoints", like, config=config)
     return state, done
+
+
+def has_checkpoints(directory: Path) -> bool:
+    """Whether a run ever finished a checkpoint: what a kill leaves of the first one is not one that got lost."""
+    return any((directory / "checkpoints").glob("step_*"))
 
 
 def on_device(data: datasets.LoggedSlates) -> Slates:

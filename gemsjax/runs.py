@@ -21,7 +21,7 @@ from gemsjax import checkpoint, disk, methods, tracking
 from gemsjax.agents.base import Acting, Agent
 from gemsjax.errors import DataError
 from gemsjax.evaluate import Evaluation, evaluate
-from gemsjax.prepare import World, as_arrays, require_finite, world_of
+from gemsjax.prepare import World, as_arrays, has_checkpoints, require_finite, world_of
 from gemsjax.pretrain.gems import make_pretraining
 from gemsjax.rankers.gems import GeMSWeights, make_gems_ranker
 from gemsjax.settings import TrainSettings, from_config
@@ -115,7 +115,7 @@ class _Driver:
         self.run = Run(jax.random.key(settings.seed), as_arrays(settings.hypers), weights, world.params)
         self.seconds = dict.fromkeys(("compile", "train", "test"), 0.0)
         like = jax.eval_shape(lambda: (self.training.init(self.run), self.run))
-        if self.checkpoints.is_dir() and any(self.checkpoints.iterdir()):  # damaged ones raise instead of starting anew
+        if has_checkpoints(directory):  # damaged ones raise instead of starting anew
             (self.state, self.run), self.done, _ = checkpoint.restore(self.checkpoints, like, config=identity)
         else:
             self.state, self.done = jax.jit(self.training.init)(self.run), 0
