@@ -18,7 +18,7 @@ import tyro
 from experiments._cli import run_cli
 from gemsjax import disk, methods, runs
 from gemsjax.envs.registry import make
-from gemsjax.errors import SettingError, require
+from gemsjax.errors import SettingError, require, require_count
 from gemsjax.evaluate import Evaluation, evaluate
 from gemsjax.types import Dims
 
@@ -71,6 +71,7 @@ def evaluate_run(directory: Path, users: int, env_name: str | None, catalogue: s
 
 
 def main(arguments: Arguments) -> None:
+    require_count("users", arguments.users)
     if arguments.run is not None:
         require(arguments.method is None, "--method with --run", arguments.method, "only one of them")
         row = evaluate_run(arguments.run, arguments.users, arguments.env, arguments.catalogue)
