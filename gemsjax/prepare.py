@@ -63,7 +63,7 @@ def pretrained_gems(
 
     Raises:
       TrainingError: a loss is no longer finite.
-      KeyboardInterrupt: Ctrl-C or SIGTERM, after the epoch's checkpoint (or, in the last epoch, with all done and kept).
+      KeyboardInterrupt: Ctrl-C or SIGTERM, after the epoch's checkpoint (in the last epoch, with all done and kept).
     """
     gems, pretraining = settings.gems, make_pretraining(settings.gems.spec, world.dims)
     config = {
@@ -146,7 +146,7 @@ def has_checkpoints(directory: Path) -> bool:
 
 def on_device(data: datasets.LoggedSlates) -> Slates:
     """Logged users as flat rows on the default device, in storage types."""
-    return Slates(jnp.asarray(data.slates.reshape(-1, data.slates.shape[-1])), jnp.asarray(data.clicks.reshape(-1)))
+    return Slates(*(jnp.asarray(column.reshape(-1, *column.shape[2:])) for column in (data.slates, data.clicks)))
 
 
 def as_arrays(hypers: Any) -> Any:

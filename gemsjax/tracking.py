@@ -249,7 +249,7 @@ class Progress:
         """Count `unit` from `start` (where a run resumes) to `total`; `every`: least seconds between plain lines."""
         self._total, self._unit, self._every, self._description = total, unit, every, description
         self._times = deque([(time.monotonic(), start)], maxlen=20)
-        self._printed = -math.inf
+        self._start, self._printed = start, -math.inf
         self._bar: Any = None
         if sys.stdout.isatty():
             from rich.progress import BarColumn, TextColumn
@@ -265,7 +265,7 @@ class Progress:
         text = self._text(done, metrics or {})
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, text=text)
-        elif done >= self._total or time.monotonic() - self._printed >= self._every:
+        elif done >= self._total or (done > self._start and time.monotonic() - self._printed >= self._every):
             print(f"{self._description} {text}".strip(), flush=True)
             self._printed = time.monotonic()
 
