@@ -243,7 +243,7 @@ def available() -> dict[str, Callable[[TrainSettings], Figure]]:
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     device = jax.devices()[0]
-    kind = device.device_kind if device.platform != "cpu" else platform.processor() or platform.machine()
+    kind = device.device_kind if device.platform != "cpu" else _processor()
     return {
         "device": f"{device.platform}: {kind}",
         "devices": len(jax.devices()),
@@ -252,6 +252,14 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "jax": jax.__version__,
     }
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it, else its kind."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def main(arguments: Arguments) -> None:
