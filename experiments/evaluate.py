@@ -92,4 +92,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    run_cli(lambda: main(tyro.cli(Arguments, description=__doc__)))
+    run_cli(lambda: main(tyro.cli(Arguments, prog="python -m experiments.evaluate", description=__doc__)))

@@ -96,4 +96,4 @@ def _report(data: datasets.LoggedData, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    run_cli(lambda: main(tyro.cli(Arguments, description=__doc__)))
+    run_cli(lambda: main(tyro.cli(Arguments, prog="python -m experiments.generate_dataset", description=__doc__)))

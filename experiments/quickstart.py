@@ -183,4 +183,4 @@ def _show(console: Console, table: dict[str, Evaluation], seconds: dict[str, flo
 
 
 if __name__ == "__main__":
-    run_cli(lambda: main(tyro.cli(Arguments, description=__doc__)))
+    run_cli(lambda: main(tyro.cli(Arguments, prog="python -m experiments.quickstart", description=__doc__)))

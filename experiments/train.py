@@ -3,8 +3,9 @@
     python -m experiments.train --method sac-gems --env focused_topdown --seed 58407201
 
 As in the paper: 100,000 trajectories, validation every 1000 on 200 users, the best policy tested on 500. About an hour
-and a half on two CPU cores, pre-training included; the published implementation returns 305 there. Ctrl-C, SIGTERM and
-even SIGKILL lose at most the epoch in progress: the same command with --resume continues to the same numbers.
+on two CPU cores at the speeds of the benchmark, pre-training included; the published implementation returns 305 there.
+Ctrl-C, SIGTERM and even SIGKILL lose at most the epoch in progress: the same command with --resume continues to the
+same numbers.
 A shorter run: --steps 5000 --gems.users 4000 --gems.epochs 4 --warm-up 100 --initial-alpha 0.01 --first-alpha 0.01.
 """
 
@@ -62,7 +63,9 @@ _PLAIN = ("method", "env", "seed", "steps", "epoch_steps", "test_users", "catalo
 def parse(arguments: list[str]) -> tuple[TrainSettings, Where]:
     """Settings from a command line; the method decides which flags there are."""
     chosen, _ = tyro.cli(Method, args=arguments, return_unknown_args=True, add_help=False)
-    parsed: Any = tyro.cli(arguments_of(chosen.method), args=arguments, description=__doc__)
+    parsed: Any = tyro.cli(
+        arguments_of(chosen.method), args=arguments, prog="python -m experiments.train", description=__doc__
+    )
     values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(parsed)}
     where = values.pop("where")
     return TrainSettings(**values).resolved(), where

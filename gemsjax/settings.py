@@ -37,7 +37,7 @@ class GeMSSettings:
       noise: 'deviation', or 'variance' as in the published code.
       shuffle: a new order of the slates each epoch; the published code has none.
       users: logged users; the first tenth validates.
-      epsilon: of the epsilon-greedy oracle that logs.
+      epsilon: share of random items in the slates of the oracle that logs.
     """
 
     beta: float = 1.0
@@ -69,8 +69,8 @@ class TrainSettings:
     Attributes:
       method: name of a method that learns.
       env: name of an environment.
-      seed: of the run, its pre-training included.
-      steps: of training; a step collects and updates as `plan` says.
+      seed: seed of the run, its pre-training included.
+      steps: training steps; each collects episodes and updates, by default one of both.
       epoch_steps: steps between validations (and checkpoints).
       test_users: users of the test at the end.
       catalogue: file or name of item embeddings instead of the environment's own.

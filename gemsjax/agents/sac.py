@@ -27,7 +27,13 @@ from gemsjax.types import Array, Dims, Episode, Key, Metrics, Observation, Param
 
 @dataclasses.dataclass(frozen=True)
 class SACSpec:
-    """Static choices: changing one makes another program."""
+    """Static choices: changing one makes another program.
+
+    Attributes:
+      hidden: width of the hidden layer of policy and critics.
+      belief_width: width of the recurrent states.
+      item_dim: width of the beliefs' item embeddings.
+    """
 
     hidden: int = 256
     belief_width: int = 20
@@ -41,7 +47,9 @@ class SACHypers:
     Attributes:
       gamma: discount per turn.
       tau: share of the online critics that enters the targets after every update.
-      critic_rate, actor_rate, alpha_rate: Adam's learning rates.
+      critic_rate: Adam's learning rate of the critics and their belief.
+      actor_rate: Adam's learning rate of the policy and its belief.
+      alpha_rate: Adam's learning rate of the temperature.
       initial_alpha: temperature that learning starts from.
       first_alpha: temperature of the first update only (published: 0.2 where `initial_alpha` is 1).
       entropy_target: per action dimension; the target is this times A.
