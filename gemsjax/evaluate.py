@@ -17,7 +17,7 @@ from gemsjax.errors import require_choice, require_count
 from gemsjax.rollout import Turn, returns, rollout
 from gemsjax.types import Array, Key
 
-USER_STREAMS = {"validation": 7_345_601, "test": 7_345_602, "logged": 7_345_603}
+USER_STREAMS = {"validation": 7_345_601, "test": 7_345_602}
 """Seeds of the populations that do not depend on a run's seed. Training users come from the run's own key."""
 
 
