@@ -8,7 +8,8 @@ CPU cores. Expect SAC+GeMS above 250 clicks where the oracle has about 104.
 
 The preset differs from the paper in what makes it fast: 4,000 trajectories instead of 100,000, 4,000 logged users and
 4 epochs instead of 100,000 and 10, 100 random trajectories instead of 2,000, and a temperature that starts at 0.01
-instead of 1 (the published start needs about 7,500 trajectories to pass the oracle). `experiments.train` follows the paper.
+instead of 1 (the published start needs about 7,500 trajectories to pass the oracle). `experiments.train` follows
+the paper.
 """
 
 from __future__ import annotations
