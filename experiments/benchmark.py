@@ -134,14 +134,15 @@ def simulator(name: str, reference: str, settings: TrainSettings) -> Figure:
     def play() -> Any:
         return play_users(world.env, policy, next(counter), USERS, world.params, Acting())
 
-    one = jax.jit(lambda key: _one_turn(world, policy, key)).lower(jax.random.key(0)).compile()
+    seen, state = jax.jit(world.env.reset)(jax.random.key(0), world.params)
+    turn = jax.jit(lambda key, seen, state: _one_turn(world, policy, key, seen, state))
+    one = turn.lower(jax.random.key(0), seen, state).compile()
     flops = _flops(one)
     turns = USERS * world.dims.horizon
     return _figure(name, "turns/s", turns, flops * turns if flops else None, play)
 
 
-def _one_turn(world: prepare.World, policy: Any, key: Key) -> Any:
-    seen, state = world.env.reset(key, world.params)
+def _one_turn(world: prepare.World, policy: Any, key: Key, seen: Any, state: Any) -> Any:
     luck, uniforms = turn_numbers(world.env, policy, key)
     choice, _ = policy.act(Acting(), policy.start(), seen, (state, world.params), uniforms)
     slate = world.env.resolve(state, choice.slate, world.params) if policy.asks_oracle else choice.slate
@@ -223,7 +224,10 @@ def _quickstart_compile_seconds(directory: Path, name: str) -> float:
     out = directory / f"{name}.json"
     command = [sys.executable, "-m", "experiments.quickstart", "--steps", "500", "--json", str(out)]
     environment = os.environ | {"GEMSJAX_COMPILE_CACHE": str(directory / "cache")}
-    subprocess.run([*command, "--out", str(directory / name)], env=environment, check=True, capture_output=True)
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    done = subprocess.run([*command, "--out", str(directory / name)], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(f"the quickstart failed: {done.stderr.strip() or done.stdout.strip()}")
     return float(json.loads(out.read_text())["seconds"]["compile"])
 
 

@@ -62,7 +62,8 @@ def evaluate_run(directory: Path, users: int, env_name: str | None, catalogue: s
     name = trained.settings.env
     if env_name is not None or catalogue is not None:
         name = env_name or name
-        env, params = make(name, catalogue=catalogue, **trained.settings.env_settings)
+        items = catalogue or trained.settings.catalogue
+        env, params = make(name, catalogue=items, **trained.settings.env_settings)
         sizes, expected = (Dims(e.num_items, e.slate_size, e.horizon) for e in (env, trained.world.env))
         require(sizes == expected, "env", name, f"an environment of the run's sizes, {expected}")
     tested = evaluate(env, trained.agent.greedy, params, trained.acting, users)

@@ -107,8 +107,7 @@ def main(arguments: Arguments) -> None:
         with stages("training", "Training SAC in GeMS's latent space (temperature started low, see --help)"):
             outcome = runs.train(settings, world, weights, root)
         if outcome.test is None:
-            console.print(f"stopped; what there is lies in {outcome.directory}")
-            return
+            raise KeyboardInterrupt(f"what there is lies in {outcome.directory}")
         table[settings.method] = outcome.test
         with stages("pictures", "Drawing"):
             pictures = _draw(settings, world, outcome.directory, root, table)

@@ -80,6 +80,7 @@ def main(settings: TrainSettings, where: Where) -> None:
     world = prepare.world_of(settings)
     name = runs.name_of(settings)
     print(name.full)
+    tracking.check_tracker(where.track)
     tracking.check_run_directory(where.out / name.directory, resume=where.resume, overwrite=where.overwrite)
     weights: Any = ()
     if methods.method(settings.method).ranker == "gems":

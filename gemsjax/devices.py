@@ -54,12 +54,12 @@ class Spread(NamedTuple):
 def spread(play: Callable[..., Any], users: int) -> Spread:
     """`play(split, *shared)` for many users: split over the local devices, and on CPUs into portions that fit a cache.
 
-    All portions are of one size, so that a user's numbers do not depend on how many are played together. Keys must
+    Portions are of one size, so that on CPUs a user's numbers do not depend on how many more are played. Keys must
     travel as plain numbers (`jax.random.key_data`): arrays of keys cannot be split by every version of JAX.
     """
     devices = jax.local_devices()[: -(-users // PORTION)]
     share = -(-users // len(devices))
-    portion = min(PORTION, users) if devices[0].platform == "cpu" else share
+    portion = PORTION if devices[0].platform == "cpu" else share
     padded = -(-share // portion) * portion
 
     def play_share(split: Any, *shared: Any) -> Any:

@@ -6,10 +6,11 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from gemsjax.errors import DataError
 
@@ -38,6 +39,35 @@ def is_temporary(path: Path) -> bool:
 def write_json(path: PathLike, value: Any) -> None:
     """`write` of `plain(value)`, indented."""
     write(path, (json.dumps(plain(value), indent=2, allow_nan=False) + "\n").encode())
+
+
+def lock(path: PathLike, refusal: str | None = None) -> TextIO:
+    """Hold `path` until the stream is closed. The system lets go when a process dies, so no lock is ever stale.
+
+    Args:
+      path: of a small file, which stays.
+      refusal: what to say if another process holds it; None waits for it.
+
+    Raises:
+      DataError: another process holds it, and there is a refusal.
+    """
+    path = Path(path)
+    stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held open on purpose
+    try:
+        import fcntl
+
+        fcntl.flock(stream, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
+    except BlockingIOError as error:
+        stream.seek(0)
+        holder = stream.read().strip()
+        stream.close()
+        raise DataError(f"{refusal} in {path.parent} ({holder})") from error
+    except (ImportError, OSError):
+        pass  # this system or disk has no such locks: only the refusal of existing directories keeps processes apart
+    stream.truncate(0)
+    stream.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+    stream.flush()
+    return stream
 
 
 def flush_directory(path: PathLike) -> None:

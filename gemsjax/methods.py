@@ -26,7 +26,7 @@ class Method:
       policy: `(dims) -> Policy` of a method that does not learn.
       agent: `(spec, dims, ranker) -> Agent` of one that does.
       spec, hypers: classes of its static choices and of its hyper-parameters, with their defaults.
-      check: raises `SettingError` for hyper-parameters out of range.
+      check_spec, check_hypers: raise `SettingError` for a value out of range.
       ranker: name of the pre-trained ranker that it acts through, or None.
       privileged: sees what a real system could not (scores, user embedding, boredom).
     """
@@ -36,7 +36,8 @@ class Method:
     agent: Callable[[Any, Dims, Ranker], Agent] | None = None
     spec: type | None = None
     hypers: type | None = None
-    check: Callable[[Any], None] | None = None
+    check_spec: Callable[[Any], None] = lambda spec: None
+    check_hypers: Callable[[Any], None] = lambda hypers: None
     ranker: str | None = None
     privileged: bool = False
 
@@ -61,7 +62,8 @@ METHODS = {
         agent=sac.make_sac,
         spec=sac.SACSpec,
         hypers=sac.SACHypers,
-        check=sac.validate_hypers,
+        check_spec=sac.validate_spec,
+        check_hypers=sac.validate_hypers,
         ranker="gems",
     ),
 }

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemsjax import checkpoint, datasets, tracking
+from gemsjax import checkpoint, datasets, disk, tracking
 from gemsjax.errors import TrainingError
 from gemsjax.pretrain.gems import GeMSState, Pretraining, Slates, make_pretraining
 from gemsjax.rankers.gems import GeMSWeights
@@ -24,6 +24,8 @@ from gemsjax.types import Dims
 
 BOUND_USERS = 1_000
 """Logged users whose latent codes span the action box (published implementation)."""
+PRETRAINING = 2**32 - 2
+"""Where training folds step numbers into the seed's key, pre-training folds this."""
 CALLS_PER_EPOCH = 10
 """Pieces in which an epoch of pre-training is called, for progress and Ctrl-C."""
 
@@ -44,10 +46,15 @@ def world_of(settings: TrainSettings) -> World:
 def logged_data(settings: TrainSettings, world: World, data_root: Path) -> datasets.LoggedSlates:
     """The logged slates that GeMS learns from, generated below `data_root` if they are not there."""
     gems = settings.gems
-    identity = {"env": settings.env, "catalogue": settings.catalogue, **settings.env_settings}
+    identity = {"env": settings.env, "items": items_digest(world), **settings.env_settings}
     name = f"{settings.env}_eps{gems.epsilon}_users{gems.users}-{checkpoint.config_hash(identity)[:6]}"
     directory = data_root / name
-    with tracking.Progress(gems.users, "logged data", unit="users") as progress:
+    data_root.mkdir(parents=True, exist_ok=True)
+    # Runs of several seeds share their data: whoever comes second waits for the first and finds them.
+    with (
+        disk.lock(data_root / f".{name}.lock"),
+        tracking.Progress(gems.users, "logged data", unit="users") as progress,
+    ):
         datasets.generate(
             world.env, world.params, directory, users=gems.users, epsilon=gems.epsilon, on_progress=progress.update
         )
@@ -63,13 +70,13 @@ def pretrained_gems(
 
     Raises:
       TrainingError: a loss is no longer finite.
-      KeyboardInterrupt: Ctrl-C or SIGTERM, after the epoch's checkpoint (in the last epoch, with all done and kept).
+      KeyboardInterrupt: Ctrl-C or SIGTERM; what is lost is the epoch in progress, which is done again the same.
     """
     gems, pretraining = settings.gems, make_pretraining(settings.gems.spec, world.dims)
     config = {
         "seed": settings.seed,
         "env": settings.env,
-        "catalogue": settings.catalogue,
+        "items": items_digest(world),
         "env_settings": settings.env_settings,
         "gems": dataclasses.asdict(gems),
     }
@@ -79,11 +86,12 @@ def pretrained_gems(
     latent: Any = jax.ShapeDtypeStruct((gems.latent_dim,), jnp.float32)
     if checkpoint.latest_step(finished) is not None:
         return checkpoint.restore(finished, GeMSWeights(like, latent, latent), config=config).tree
+    logged = data()
     with tracking.RunDirectory(directory, config, resume=True), tracking.StopRequest() as stop:
-        weights = _pretrain(pretraining, gems, settings.seed, directory, config, data(), stop)
+        weights = _pretrain(pretraining, gems, settings.seed, directory, config, logged, stop)
         checkpoint.save(finished, weights, step=gems.epochs, config=config)
         if stop.requested:
-            raise KeyboardInterrupt("GeMS is pre-trained; the same command continues")
+            raise KeyboardInterrupt("GeMS is pre-trained and kept")
     return weights
 
 
@@ -98,14 +106,15 @@ def _pretrain(
 ) -> GeMSWeights:
     validation, training = (on_device(part) for part in datasets.split(data))
     config = config | {"dataset": data.checksum}
-    key, hypers = jax.random.key(seed), as_arrays(gems.hypers)
+    # A stream of its own: training folds its step numbers into the seed's key.
+    key, hypers = jax.random.fold_in(jax.random.key(seed), PRETRAINING), as_arrays(gems.hypers)
     updates = jax.jit(pretraining.updates, donate_argnums=0)
     validate = jax.jit(pretraining.validate, donate_argnums=0)
     state, done = _resume_pretraining(pretraining, key, directory, config)
     log = tracking.MetricsLog(directory)
     log.truncate(done + 1)
     batches = training.slates.shape[0] // gems.batch_size
-    pieces = np.array_split(np.arange(batches, dtype=np.int32), _pieces(batches))
+    pieces = _pieces(batches)
     with tracking.Progress(gems.epochs * batches, "GeMS", start=done * batches, unit="batches") as progress:
         for epoch in range(done, gems.epochs):
             losses: list[dict[str, np.ndarray]] = []
@@ -114,26 +123,34 @@ def _pretrain(
                 losses.append(jax.tree.map(np.asarray, metrics))
                 require_finite(losses[-1], epoch * batches + int(piece[0]), "batch", directory)
                 progress.update(epoch * batches + int(piece[-1]) + 1, {"loss": losses[-1]["loss"].mean()})
+                if stop.requested:
+                    raise KeyboardInterrupt(f"in epoch {epoch + 1} of GeMS, which begins anew when asked for again")
             state, validated = validate(state, hypers, validation)
+            require_finite({k: np.asarray(v)[None] for k, v in validated.items()}, epoch + 1, "epoch", directory)
             means = {name: float(np.concatenate([piece[name] for piece in losses]).mean()) for name in losses[0]}
             log.append({"step": epoch + 1, **means, **{f"validation_{k}": float(v) for k, v in validated.items()}})
             checkpoint.save(directory / "checkpoints", state, step=epoch + 1, config=config)
-            if stop.requested and epoch + 1 < gems.epochs:
-                raise KeyboardInterrupt(f"after epoch {epoch + 1} of GeMS; the same command continues")
-    slates = Slates(*(column[: BOUND_USERS * data.slates.shape[1]] for column in training))
-    return jax.jit(pretraining.bounds)(state.best_params, slates)
+    first = dataclasses.replace(data, slates=data.slates[:BOUND_USERS], clicks=data.clicks[:BOUND_USERS])
+    return jax.jit(pretraining.bounds)(state.best_params, on_device(first))
 
 
-def _pieces(batches: int) -> int:
-    """Into how many equal pieces an epoch is cut: unequal ones would compile twice."""
-    return max(pieces for pieces in range(1, CALLS_PER_EPOCH + 1) if batches % pieces == 0)
+def _pieces(batches: int) -> list[np.ndarray]:
+    """An epoch's batch numbers in about CALLS_PER_EPOCH calls: of one length if that divides them, else with a rest.
+
+    Each length is a program; with the rest there are two.
+    """
+    counts = [n for n in range(CALLS_PER_EPOCH // 2, 2 * CALLS_PER_EPOCH + 1) if batches % n == 0]
+    nearest = min(counts, key=lambda n: abs(n - CALLS_PER_EPOCH), default=None)
+    length = -(-batches // CALLS_PER_EPOCH) if nearest is None else batches // nearest
+    numbers = np.arange(batches, dtype=np.int32)
+    return [numbers[start : start + length] for start in range(0, batches, length)]
 
 
 def _resume_pretraining(
     pretraining: Pretraining, key: jax.Array, directory: Path, config: dict[str, Any]
 ) -> tuple[GeMSState, int]:
     if not has_checkpoints(directory):
-        return jax.jit(pretraining.init)(key), 0
+        return jax.jit(pretraining.init)(jax.random.fold_in(key, PRETRAINING)), 0
     like = jax.eval_shape(pretraining.init, key)
     state, done, _ = checkpoint.restore(directory / "checkpoints", like, config=config)
     return state, done
@@ -142,6 +159,11 @@ def _resume_pretraining(
 def has_checkpoints(directory: Path) -> bool:
     """Whether a run ever finished a checkpoint: what a kill leaves of the first one is not one that got lost."""
     return any((directory / "checkpoints").glob("step_*"))
+
+
+def items_digest(world: World) -> str:
+    """What the environment's items are, whatever the file that they came from is called."""
+    return disk.digest(np.asarray(world.params.item_embeddings).tolist())[:12]
 
 
 def on_device(data: datasets.LoggedSlates) -> Slates:

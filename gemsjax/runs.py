@@ -19,9 +19,9 @@ import numpy as np
 
 from gemsjax import checkpoint, disk, methods, tracking
 from gemsjax.agents.base import Acting, Agent
-from gemsjax.errors import DataError
+from gemsjax.errors import DataError, require
 from gemsjax.evaluate import Evaluation, evaluate
-from gemsjax.prepare import World, as_arrays, has_checkpoints, require_finite, world_of
+from gemsjax.prepare import World, as_arrays, has_checkpoints, items_digest, require_finite, world_of
 from gemsjax.pretrain.gems import make_pretraining
 from gemsjax.rankers.gems import GeMSWeights, make_gems_ranker
 from gemsjax.settings import TrainSettings, from_config
@@ -80,11 +80,11 @@ def train(
       TrainingError: a loss is no longer finite; the last good checkpoint stays.
     """
     name = name_of(settings)
-    identity = settings.identity()
+    identity = settings.identity() | {"items": items_digest(world)}
     config = dataclasses.asdict(settings)
     with tracking.RunDirectory(root / name.directory, config, resume=resume, overwrite=overwrite) as directory:
         if directory.resumed:
-            _refuse_other(tracking.read_config(directory.path), identity, directory.path)
+            _refuse_other(tracking.read_config(directory.path), settings, directory.path)
             directory.write_config(config)
         driver = _Driver(settings, world, weights, directory.path, identity)
         tracker = tracking.open_tracker(
@@ -119,6 +119,8 @@ class _Driver:
             (self.state, self.run), self.done, _ = checkpoint.restore(self.checkpoints, like, config=identity)
         else:
             self.state, self.done = jax.jit(self.training.init)(self.run), 0
+        accepted = f"at least the {self.done} that the run in {directory} already has"
+        require(settings.steps >= self.done, "steps", settings.steps, accepted)
         self.log = tracking.MetricsLog(directory)
         self.log.truncate(self.done + 1)
 
@@ -155,10 +157,12 @@ class _Driver:
         started = time.perf_counter()
         numbers = jnp.arange(self.done, self.done + length, dtype=jnp.int32)
         state, metrics = program(self.run, self.state, numbers)
-        per_step, validation = jax.tree.map(np.asarray, metrics)
+        per_step, validation, finite = jax.tree.map(np.asarray, metrics)
         self.seconds["train"] += time.perf_counter() - started
         updated = per_step.pop("updated")
         require_finite(per_step, self.done, "step", self.directory)
+        last = self.done + length - 1
+        require_finite({"a weight": np.where(finite, [0.0], np.nan)}, last, "step", self.directory)
         self.state, self.done = state, self.done + length
         row = {"step": self.done, "return": float(per_step.pop("return").mean())}
         if updated.any():
@@ -215,9 +219,8 @@ def load(directory: Path | str) -> Trained:
     training = make_training(world.env, agent, settings.plan)
     like = jax.eval_shape(lambda: _blank_run(settings, world))
     state_like = jax.eval_shape(training.init, like)
-    (state, run), step, _ = checkpoint.restore(
-        directory / "checkpoints", (state_like, like), config=settings.identity()
-    )
+    identity = settings.identity() | {"items": items_digest(world)}
+    (state, run), step, _ = checkpoint.restore(directory / "checkpoints", (state_like, like), config=identity)
     assert isinstance(state, TrainState)
     return Trained(settings, world, agent, Acting(state.best_agent, run.hypers, run.weights), step)
 
@@ -245,7 +248,7 @@ def table_row(env: str, method: str, evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _refuse_other(config: dict[str, Any], identity: dict[str, Any], directory: Path) -> None:
-    wrong = disk.differences(disk.plain(from_config(config).identity()), disk.plain(identity))
+def _refuse_other(config: dict[str, Any], settings: TrainSettings, directory: Path) -> None:
+    wrong = disk.differences(disk.plain(from_config(config).identity()), disk.plain(settings.identity()))
     if wrong:
         raise DataError(f"{directory} holds a run of another configuration: {'; '.join(wrong)}")

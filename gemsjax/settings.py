@@ -121,8 +121,8 @@ def _check(settings: TrainSettings, entry: methods.Method) -> None:
     require_count("epoch_steps", settings.epoch_steps)
     require_count("test_users", settings.test_users)
     validate_plan(settings.plan)
-    if entry.check is not None:
-        entry.check(settings.hypers)
+    entry.check_spec(settings.spec)
+    entry.check_hypers(settings.hypers)
     if entry.ranker == "gems":
         check_gems(settings.gems)
 
@@ -131,11 +131,11 @@ def check_gems(gems: GeMSSettings) -> None:
     """Raise `SettingError` for a setting of pre-training outside its range."""
     for name in ("epochs", "latent_dim", "item_dim", "batch_size"):
         require_count(f"gems.{name}", getattr(gems, name))
-    require(all(width >= 1 for width in gems.hidden), "gems.hidden", gems.hidden, "widths of at least 1")
+    widths = len(gems.hidden) > 0 and all(width >= 1 for width in gems.hidden)
+    require(widths, "gems.hidden", gems.hidden, "one width or more, each at least 1")
     require_count("gems.users", gems.users, 10)
-    require(gems.users * 90 >= gems.batch_size, "gems.users", gems.users, "enough logged slates for one batch")
     for name in ("beta", "click_weight"):
-        require(getattr(gems, name) >= 0.0, f"gems.{name}", getattr(gems, name), "a number of at least 0")
+        require(0.0 <= getattr(gems, name) < 1e30, f"gems.{name}", getattr(gems, name), "a finite number of at least 0")
     require_choice("gems.noise", gems.noise, NOISES)
     require(0.0 < gems.rate < 1.0, "gems.rate", gems.rate, "a number in (0, 1)")
     require(0.0 <= gems.epsilon <= 1.0, "gems.epsilon", gems.epsilon, "a probability")
@@ -168,4 +168,8 @@ def make_world(settings: TrainSettings) -> tuple[Any, Any, Dims]:
       SettingError, DataError: see `gemsjax.make`.
     """
     env, params = make(settings.env, catalogue=settings.catalogue, **settings.env_settings)
+    slates = (settings.gems.users - settings.gems.users // 10) * env.horizon
+    if methods.method(settings.method).ranker == "gems":
+        enough = f"enough logged users for one batch of {settings.gems.batch_size} slates"
+        require(slates >= settings.gems.batch_size, "gems.users", settings.gems.users, enough)
     return env, params, Dims(env.num_items, env.slate_size, env.horizon)

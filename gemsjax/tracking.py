@@ -7,6 +7,7 @@ by what is compiled. Everything written here is text: JSON, JSON lines, CSV.
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import math
@@ -21,9 +22,9 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
-from gemsjax.disk import PathLike, plain, write, write_json
+from gemsjax.disk import PathLike, is_temporary, lock, plain, write, write_json
 from gemsjax.errors import DataError, SettingError, require, require_choice
 
 FORMAT = "gemsjax-run-1"
@@ -84,7 +85,7 @@ class RunDirectory:
         self.path = Path(path)
         kept = check_run_directory(self.path, resume=resume, overwrite=overwrite)
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.path / _LOCK)
+        self._lock = lock(self.path / _LOCK, "another run is going on")
         self.resumed = kept and resume
         if overwrite:
             self._empty()
@@ -118,7 +119,7 @@ def check_run_directory(path: PathLike, *, resume: bool, overwrite: bool) -> boo
     """Whether `path` holds an earlier run; raises what `RunDirectory` would, so that nobody waits for it in vain."""
     require(not (resume and overwrite), "--resume with --overwrite", True, "only one of them")
     path = Path(path)
-    kept = path.is_dir() and any(entry.name != _LOCK for entry in path.iterdir())
+    kept = path.is_dir() and any(entry.name != _LOCK and not is_temporary(entry) for entry in path.iterdir())
     if kept and not (resume or overwrite):
         flags = "it is not empty; --resume continues it, --overwrite deletes what is in it"
         raise SettingError("run directory", str(path), flags)
@@ -141,26 +142,6 @@ def read_config(directory: PathLike) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DataError(f"{directory} is no run directory: its {_CONFIG} is not marked {FORMAT!r}")
     return content["config"]
-
-
-def _lock(path: Path) -> TextIO:
-    """Hold `path` until the stream is closed. The system lets go when a process dies, so no lock is ever stale."""
-    stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held open on purpose
-    try:
-        import fcntl
-
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        stream.seek(0)
-        holder = stream.read().strip()
-        stream.close()
-        raise DataError(f"another run is going on in {path.parent} ({holder})") from error
-    except (ImportError, OSError):
-        pass  # this system or disk has no such locks: only the refusal of existing directories keeps runs apart
-    stream.truncate(0)
-    stream.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-    stream.flush()
-    return stream
 
 
 class MetricsLog:
@@ -291,6 +272,14 @@ class Tracker(NamedTuple):
 
     log: Callable[[Mapping[str, Any]], object]
     close: Callable[[], object]
+
+
+def check_tracker(track: str) -> None:
+    """Raise `SettingError` for a tracker that `open_tracker` would refuse."""
+    require_choice("track", track, TRACKERS)
+    package = {"tensorboard": "tensorboardX", "wandb": "wandb"}.get(track)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise SettingError("track", track, "its package is not installed: pip install 'gemsjax[tracking]'")
 
 
 def open_tracker(

@@ -83,10 +83,12 @@ class EpochMetrics(NamedTuple):
     Attributes:
       steps: of every step [n]: `return` of its episodes, whether it `updated`, and what the agent's update reports.
       validation: [V] return of each validation user.
+      finite: [] whether every number of the agent's state still is; losses show it one update late.
     """
 
     steps: Metrics
     validation: Array
+    finite: Array
 
 
 class Training(NamedTuple):
@@ -112,6 +114,8 @@ def validate_plan(plan: Plan) -> None:
     for field in dataclasses.fields(plan):
         require_count(field.name, getattr(plan, field.name))
     require_count("batch_size", plan.batch_size, 1, plan.replay_capacity)
+    fits = plan.replay_capacity % plan.users_per_step == 0
+    require(fits, "replay_capacity", plan.replay_capacity, f"a multiple of users_per_step = {plan.users_per_step}")
     require(
         plan.warm_up + plan.users_per_step >= plan.batch_size,
         "warm_up",
@@ -161,7 +165,8 @@ class _Loop:
         best_agent = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.agent, state.best_agent)
         best_return = jnp.maximum(validation.mean(), state.best_return)
         state = dataclasses.replace(state, best_agent=best_agent, best_return=best_return)
-        return state, EpochMetrics(metrics, validation)
+        finite = jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.agent)]).all()
+        return state, EpochMetrics(metrics, validation, finite)
 
     def _collect(self, run: Run, agent_state: AgentState, users: Key, at_random: Array | bool) -> Episode:
         acting = Acting(agent_state, run.hypers, run.weights, at_random)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from experiments import benchmark, evaluate, quickstart, train
+from gemsjax import tracking
 from gemsjax.clock import compile_clock
 from gemsjax.envs.catalogue import draw_catalogue
 from gemsjax.errors import DataError, SettingError
@@ -147,11 +148,19 @@ def test_flags_reach_the_settings():
         ("--env-settings slate_size 2000", "slate_size = 2000 .* 1000"),
         ("--env-settings influense 0.1", "did you mean 'influence'"),
         ("--env-settings num_items -5", "num_items = -5"),
+        ("--users-per-step 3", "replay_capacity = 10000 .* multiple of users_per_step = 3"),
+        ("--hidden 0", "hidden = 0 .* at least 1"),
+        ("--entropy-target nan", "entropy_target = nan .* finite"),
+        ("--gems.click-weight inf", "gems.click_weight = inf .* finite"),
+        ("--gems.hidden 0", "gems.hidden"),
+        ("--env-settings horizon 5 --gems.users 10", "gems.users = 10 .* one batch"),
+        ("--track tensorbord", "did you mean 'tensorboard'"),
     ],
 )
 def test_train_refuses_before_compiling(flags, says):
     with compile_clock() as clock, pytest.raises(SettingError, match=says):
-        settings, _ = train.parse(flags.split())
+        settings, where = train.parse(flags.split())
+        tracking.check_tracker(where.track)
         world_of(settings)
     assert clock.programs == 0
 

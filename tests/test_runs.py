@@ -126,7 +126,7 @@ def test_interrupted_pretraining_continues_to_the_same_weights(world, weights, h
     monkeypatch.setattr(tracking.StopRequest, "__init__", lambda self: None)
     monkeypatch.setattr(tracking.StopRequest, "__enter__", lambda self: self)
     monkeypatch.setattr(tracking.StopRequest, "__exit__", lambda self, *_: None)
-    with pytest.raises(KeyboardInterrupt, match="epoch 1"):
+    with pytest.raises(KeyboardInterrupt, match="epoch 1 of GeMS"):
         prepare.pretrained_gems(TINY, world, tmp_path, data)
     monkeypatch.undo()
     assert same(prepare.pretrained_gems(TINY, world, tmp_path, data), weights)
@@ -225,6 +225,18 @@ def test_a_loaded_policy_gives_the_test_result_again(whole):
     trained = runs.load(whole.directory)
     tested = evaluate(trained.world.env, trained.agent.greedy, trained.world.params, trained.acting, users=6)
     np.testing.assert_array_equal(tested.returns, whole.test.returns)
+
+
+def test_a_run_cannot_end_before_what_it_has(world, weights, whole, home):
+    with pytest.raises(SettingError, match="steps = 8 .* at least the 12"):
+        runs.train(dataclasses.replace(TINY, steps=8), world, weights, home, resume=True)
+
+
+def test_a_changed_catalogue_is_another_run(world, weights, whole, home):
+    items = world.params.item_embeddings.at[0, 0].add(0.01)
+    other = world._replace(params=dataclasses.replace(world.params, item_embeddings=items))
+    with pytest.raises(DataError, match="items"):
+        runs.train(TINY, other, weights, home, resume=True)
 
 
 def test_load_names_what_is_wrong(tmp_path):

@@ -8,6 +8,7 @@ start from what they were before the update. Bracketed numbers in comments: READ
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -65,8 +66,16 @@ class SACHypers:
     entropy_target: float = -1.0
 
 
+def validate_spec(spec: SACSpec) -> None:
+    """Raise `SettingError` for a width below 1."""
+    for name, value in dataclasses.asdict(spec).items():
+        require_count(name, value)
+
+
 def validate_hypers(hypers: SACHypers) -> None:
     """Raise `SettingError` for a hyper-parameter outside its range (host-side numbers only)."""
+    for name, value in vars(hypers).items():
+        require(math.isfinite(value), name, value, "a finite number")
     require(0.0 <= hypers.gamma <= 1.0, "gamma", hypers.gamma, "a number in [0, 1]")
     require(0.0 <= hypers.tau <= 1.0, "tau", hypers.tau, "a number in [0, 1]")
     for name in ("critic_rate", "actor_rate", "alpha_rate"):
@@ -117,8 +126,7 @@ def make_sac(spec: SACSpec, dims: Dims, ranker: Ranker) -> Agent:
     Raises:
       SettingError: a width below 1.
     """
-    for name, value in dataclasses.asdict(spec).items():
-        require_count(name, value)
+    validate_spec(spec)
     belief = make_gru(dims, spec.belief_width, spec.item_dim)
     networks = _Networks(belief, MLP((spec.hidden, 2 * ranker.action_dim)), Critic(spec.hidden))
 

@@ -216,7 +216,7 @@ class TopicEnv:
     def oracle_slate(self, state: TopicState, params: TopicParams) -> Array:
         """The short-term oracle: the K items that suit the user best next turn, knowing its boredom. [K] int32."""
         interest = self._interest(_begin_turn(state, params), params)
-        return top_items(params.item_embeddings @ interest, self.slate_size)
+        return top_items(_scores(params.item_embeddings, interest), self.slate_size)
 
     def resolve(self, state: TopicState, slate: Array, params: TopicParams) -> Array:
         """Put the oracle's item of the same rank wherever `slate` [K] holds -1: [K] int32.
@@ -247,7 +247,7 @@ class TopicEnv:
         """Attractiveness and score of every slot, [K] each."""
         valid = self._valid(slate)
         items = jnp.clip(slate, 0, self.num_items - 1)
-        scores = (params.item_embeddings[items] @ interest) / params.max_score
+        scores = _scores(params.item_embeddings[items], interest) / params.max_score
         relevance = jax.nn.sigmoid((scores - params.relevance_offset) * params.relevance_slope)
         topics = jnp.where(valid, params.item_topics[items], -1)
         same_topic = (topics[:, None] == jnp.arange(self.num_topics)).sum(axis=0).max()
@@ -263,6 +263,11 @@ class TopicEnv:
         return dataclasses.replace(
             state, user_embedding=drifted, short_term_topic=_latest(topics, clicks, state.short_term_topic)
         )
+
+
+def _scores(items: Array, interest: Array) -> Array:
+    """[n, D] . [D] -> [n], in full float32: a GPU's shortened products would be magnified by the relevance's slope."""
+    return jnp.matmul(items, interest, precision=jax.lax.Precision.HIGHEST)
 
 
 # -- one rule each -----------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -55,7 +54,3 @@ class SlateVAE(nn.Module):
         hidden = nn.relu(self.decoder(latent))
         queries = self.slate_head(hidden).reshape(*latent.shape[:-1], self.slate_size, self.item_dim)
         return queries, self.click_head(hidden)
-
-    def items(self) -> Array:
-        """[I, item_dim], detached: the slate loss does not train the item embeddings (published implementation)."""
-        return jax.lax.stop_gradient(self.item_embeddings)

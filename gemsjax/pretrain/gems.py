@@ -1,6 +1,6 @@
 """Pre-training of the slate VAE (paper section 3.1): loss, compiled epochs, validation, action bounds.
 
-`make_pretraining(spec, dims)` gives pure functions; `experiments` and `gemsjax.pipeline` drive them. Semantics of the
+`make_pretraining(spec, dims)` gives pure functions; `experiments` and `prepare.py` drive them. Semantics of the
 published implementation with two settings: `noise` and `shuffle` (README, "Where they differ", [35] and [38]).
 """
 
