@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from gemsjax.types import Array, Key
 def uniform(bound: float) -> nn.initializers.Initializer:
     """U(-bound, bound)."""
 
-    def init(key: Key, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> Array:
+    def init(key: Key, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
