@@ -63,6 +63,7 @@ _PLAIN = ("method", "env", "seed", "steps", "epoch_steps", "test_users", "catalo
 def parse(arguments: list[str]) -> tuple[TrainSettings, Where]:
     """Settings from a command line; the method decides which flags there are."""
     chosen, _ = tyro.cli(Method, args=arguments, return_unknown_args=True, add_help=False)
+    TrainSettings(method=chosen.method).resolved()  # a method that does not learn has none of the flags below
     parsed: Any = tyro.cli(
         arguments_of(chosen.method), args=arguments, prog="python -m experiments.train", description=__doc__
     )
@@ -77,11 +78,11 @@ class Method:
 
 
 def main(settings: TrainSettings, where: Where) -> None:
+    tracking.check_tracker(where.track)
+    runs.check_directory(settings, where.out, resume=where.resume, overwrite=where.overwrite)
     world = prepare.world_of(settings)
     name = runs.name_of(settings)
     print(name.full)
-    tracking.check_tracker(where.track)
-    tracking.check_run_directory(where.out / name.directory, resume=where.resume, overwrite=where.overwrite)
     weights: Any = ()
     if methods.method(settings.method).ranker == "gems":
         weights = prepare.pretrained_gems(

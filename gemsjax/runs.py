@@ -79,14 +79,15 @@ def train(
       SettingError, DataError: an existing directory, or a checkpoint of another configuration.
       TrainingError: a loss is no longer finite; the last good checkpoint stays.
     """
+    tracking.check_tracker(track)
     name = name_of(settings)
     identity = settings.identity() | {"items": items_digest(world)}
     config = dataclasses.asdict(settings)
     with tracking.RunDirectory(root / name.directory, config, resume=resume, overwrite=overwrite) as directory:
         if directory.resumed:
             _refuse_other(tracking.read_config(directory.path), settings, directory.path)
-            directory.write_config(config)
         driver = _Driver(settings, world, weights, directory.path, identity)
+        directory.write_config(config)  # how long it trains may have changed
         tracker = tracking.open_tracker(
             track, directory.path, name.full, config, resumed_step=driver.done + 1 if driver.done else None
         )
@@ -94,6 +95,13 @@ def train(
             return driver.drive((tracker.log, on_epoch))
         finally:
             tracker.close()
+
+
+def check_directory(settings: TrainSettings, root: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raise what `train` would about an earlier run, so that nobody waits for its preparation in vain."""
+    directory = root / name_of(settings).directory
+    if tracking.check_run_directory(directory, resume=resume, overwrite=overwrite) and resume:
+        _refuse_other(tracking.read_config(directory), settings, directory)
 
 
 def name_of(settings: TrainSettings) -> tracking.RunName:
