@@ -73,6 +73,8 @@ def evaluate_run(directory: Path, users: int, env_name: str | None, catalogue: s
 
 def main(arguments: Arguments) -> None:
     require_count("users", arguments.users)
+    if arguments.json is not None:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
     if arguments.run is not None:
         require(arguments.method is None, "--method with --run", arguments.method, "only one of them")
         row = evaluate_run(arguments.run, arguments.users, arguments.env, arguments.catalogue)

@@ -93,6 +93,8 @@ class Stages:
 def main(arguments: Arguments) -> None:
     console = Console()
     settings = preset(arguments)
+    if arguments.json is not None:  # now, so that a wrong place is not found out at the end
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
     world = prepare.world_of(settings)
     root = _free(Path("runs/quickstart")) if arguments.out is None else arguments.out
     tracking.check_run_directory(root / runs.name_of(settings).directory, resume=False, overwrite=False)

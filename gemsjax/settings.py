@@ -120,6 +120,9 @@ def _check(settings: TrainSettings, entry: methods.Method) -> None:
     require_count("steps", settings.steps)
     require_count("epoch_steps", settings.epoch_steps)
     require_count("test_users", settings.test_users)
+    for own, flag in (("name", "--env"), ("catalogue", "--catalogue")):
+        given = settings.env_settings.get(own)
+        require(given is None, f"env_settings.{own}", given, f"it is set by {flag}")
     validate_plan(settings.plan)
     entry.check_spec(settings.spec)
     entry.check_hypers(settings.hypers)
