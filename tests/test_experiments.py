@@ -12,9 +12,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tyro
 
-from experiments import benchmark, evaluate, quickstart, train
-from gemsjax import tracking
+from experiments import benchmark, evaluate, generate_dataset, quickstart, train
+from gemsjax import prepare
 from gemsjax.clock import compile_clock
 from gemsjax.envs.catalogue import draw_catalogue
 from gemsjax.errors import DataError, SettingError
@@ -24,7 +25,11 @@ REFERENCES = ["random", "short-term-oracle", "epsilon-greedy-oracle"]
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    """Run a module of this checkout, whichever is installed, in another directory."""
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+    }
     words = [sys.executable, "-m", *arguments]
     return subprocess.run(words, env=environment, cwd=cwd, capture_output=True, text=True)
 
@@ -35,14 +40,14 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     home = tmp_path_factory.mktemp("quickstart")
-    done = command("experiments.quickstart", "--smoke", "--json", "table.json", cwd=home)
+    done = command("experiments.quickstart", "--smoke", "--json", "new/table.json", cwd=home)
     assert done.returncode == 0, done.stdout + done.stderr
     return home, done
 
 
 def test_quickstart_writes_the_table_and_the_seconds_of_each_stage(smoke):
     home, _ = smoke
-    written = json.loads((home / "table.json").read_text())
+    written = json.loads((home / "new" / "table.json").read_text())
     assert [row["method"] for row in written["table"]] == [*REFERENCES, "sac-gems"]
     for row in written["table"]:
         assert row.keys() == {"env", "method", "users", "mean_return", "se_return"}
@@ -69,6 +74,13 @@ def test_a_second_quickstart_leaves_the_first_alone(smoke):
     assert (home / "runs" / "quickstart").is_dir() and free == home / "runs" / "quickstart-2"
 
 
+def test_a_directory_that_is_not_empty_is_refused_at_once(smoke, monkeypatch):
+    home, _ = smoke
+    monkeypatch.setattr(quickstart, "evaluate", lambda *_, **__: pytest.fail("it was not refused"))
+    with pytest.raises(SettingError, match="run directory .* not empty"):
+        quickstart.main(quickstart.Arguments(smoke=True, out=home / "runs" / "quickstart"))
+
+
 def test_a_trained_run_is_evaluated_by_the_command(smoke, capsys):
     home, _ = smoke
     run = next((home / "runs" / "quickstart" / "SAC_GeMS").iterdir())
@@ -87,10 +99,14 @@ def test_a_trained_run_is_evaluated_by_the_command(smoke, capsys):
 def test_references_are_evaluated(method, tmp_path, capsys):
     np.save(tmp_path / "items.npy", draw_catalogue(1, num_items=50))
     arguments = evaluate.Arguments(
-        method=method, env="diffuse_divpen", users=3, catalogue=str(tmp_path / "items.npy"), json=tmp_path / "r.json"
+        method=method,
+        env="diffuse_divpen",
+        users=3,
+        catalogue=str(tmp_path / "items.npy"),
+        json=tmp_path / "new" / "r.json",
     )
     evaluate.main(arguments)
-    row = json.loads((tmp_path / "r.json").read_text())
+    row = json.loads((tmp_path / "new" / "r.json").read_text())
     assert (row["env"], row["method"], row["users"]) == ("diffuse_divpen", method, 3)
     assert ("(privileged)" in capsys.readouterr().out) == (method != "random")
 
@@ -145,6 +161,11 @@ def test_flags_reach_the_settings():
         ("--env focused_topdwn", "did you mean 'focused_topdown'"),
         ("--method sac-gem", "did you mean 'sac-gems'"),
         ("--method random", "one that learns"),
+        ("--method random --gamma 0.5", "one that learns"),
+        ("--seed -1", "seed = -1 .* from 0 to 4294967295"),
+        ("--env-settings catalogue 3", "env_settings.catalogue = 3 .* set by --catalogue"),
+        ("--catalogue focussed", "one of focused, diffuse, peaked"),
+        ("--resume --overwrite", "only one of them"),
         ("--env-settings slate_size 2000", "slate_size = 2000 .* 1000"),
         ("--env-settings influense 0.1", "did you mean 'influence'"),
         ("--env-settings num_items -5", "num_items = -5"),
@@ -157,18 +178,40 @@ def test_flags_reach_the_settings():
         ("--track tensorbord", "did you mean 'tensorboard'"),
     ],
 )
-def test_train_refuses_before_compiling(flags, says):
+def test_train_refuses_before_compiling(flags, says, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "pretrained_gems", lambda *_: pytest.fail("it was not refused"))
+    world_of(train.parse([])[0])  # what every environment compiles to convert its numbers
     with compile_clock() as clock, pytest.raises(SettingError, match=says):
-        settings, where = train.parse(flags.split())
-        tracking.check_tracker(where.track)
-        world_of(settings)
+        train.main(*train.parse(["--out", str(tmp_path), *flags.split()]))
     assert clock.programs == 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_misspelt_flag_is_told_the_right_one(capsys):
     with pytest.raises(SystemExit):
         train.parse(["--gama", "0.5"])
     assert "--gamma" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", [quickstart, evaluate, benchmark, generate_dataset, train])
+def test_every_flag_has_its_line_of_help(module, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")  # one column of boxes
+    with pytest.raises(SystemExit) as ended:
+        train.parse(["--help"]) if module is train else tyro.cli(module.Arguments, args=["--help"])
+    assert not ended.value.code
+    says: dict[str, str] = {}
+    for line in capsys.readouterr().out.splitlines():
+        line = line.strip(" │|")
+        if re.match("--[a-z]", line):  # a flag, then (here or below) what it does
+            flag, _, text = line.partition("  ")
+            says[flag] = text
+        elif says and not line.startswith(("─", "╭", "╰")):
+            says[flag] += line
+    assert len(says) >= (30 if module is train else 3)
+    bare = [
+        flag for flag, text in says.items() if not text.strip() or text.strip().startswith(("(default", "(required"))
+    ]
+    assert not bare
 
 
 # -- benchmark ---------------------------------------------------------------------------------------------------------

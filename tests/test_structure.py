@@ -112,3 +112,26 @@ def test_import_is_light():
     program = f"import sys, gemsjax; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    ours = set(NAMES.values())
+    waiting = {NAMES[path]: imports(path) & ours - {NAMES[path]} for path in FILES}
+    for name, found in waiting.items():  # `from package import module` needs the module, not what the package collects
+        packages = {package for package in found for other in found if other.startswith(package + ".")}
+        waiting[name] = found - packages
+    while free := [name for name, found in waiting.items() if not found & waiting.keys()]:
+        for name in free:
+            del waiting[name]
+    assert not waiting, f"these import each other in a circle: {sorted(waiting)}"
+
+
+def test_arrays_are_read_without_running_what_is_in_a_file():
+    wrong = [
+        f"{NAMES[path]}, line {node.lineno}"
+        for path in FILES
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "np.load"
+        if {word.arg: ast.unparse(word.value) for word in node.keywords}.get("allow_pick" + "le") != "False"
+    ]
+    assert not wrong
