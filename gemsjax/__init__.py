@@ -4,6 +4,6 @@ env, params = gemsjax.make("focused_topdown")
 obs, state = env.reset(jax.random.key(0), params)
 """
 
-from gemsjax.envs.registry import environments, make, register
+from gemsjax.envs.registry import check_slate, environments, make, register
 
-__all__ = ["environments", "make", "register"]
+__all__ = ["check_slate", "environments", "make", "register"]

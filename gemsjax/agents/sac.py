@@ -11,6 +11,7 @@ import dataclasses
 import math
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -217,6 +218,8 @@ def _update(
     noise: SACNoise,
 ) -> tuple[SACState, Metrics]:
     params = state.params
+    chex.assert_rank((batch.observation.slate, batch.action, batch.reward), (3, 3, 2))
+    chex.assert_equal_shape_prefix((batch.observation.slate, batch.action, batch.reward), 2)
     observation, action, reward = time_major((batch.observation, batch.action, batch.reward))
     # One scan forward for both beliefs, one backward: the losses give gradients with respect to the states.
     (actor_states, critic_states), pull_beliefs = jax.vjp(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -107,6 +108,9 @@ def recurrence(inputs: Array, kernel: Array, bias: Array) -> Array:
 
 
 def _recurrence_forward(inputs: Array, kernel: Array, bias: Array) -> tuple[Array, tuple]:
+    chex.assert_shape(inputs, (None, None, 3 * kernel.shape[0]))
+    chex.assert_shape((kernel, bias), ((None, inputs.shape[-1]), (inputs.shape[-1],)))
+
     def step(state: Array, inputs_t: Array) -> tuple[Array, tuple]:
         next_state, saved = _gates(inputs_t, state @ kernel + bias, state)
         return next_state, (next_state, saved)
