@@ -37,7 +37,6 @@ from gemsjax.agents.base import Acting
 from gemsjax.errors import require_choice
 from gemsjax.evaluate import play_users
 from gemsjax.pretrain.gems import Slates, make_pretraining
-from gemsjax.rankers.gems import GeMSWeights
 from gemsjax.rollout import turn_numbers
 from gemsjax.settings import TrainSettings
 from gemsjax.train import Plan, Run, make_training
@@ -185,7 +184,9 @@ def train(method: str, settings: TrainSettings) -> Figure:
     settings = dataclasses.replace(settings, method=method, plan=Plan(warm_up=20)).resolved()
     world, count = prepare.world_of(settings), 40
     training = make_training(world.env, runs.make_agent(settings, world.dims), settings.plan)
-    run = Run(jax.random.key(0), prepare.as_arrays(settings.hypers), blank_weights(settings, world), world.params)
+    run = Run(
+        jax.random.key(0), prepare.as_arrays(settings.hypers), prepare.untrained_weights(settings, world), world.params
+    )
     held = {"state": jax.jit(training.init)(run), "done": 0}
     compiled = jax.jit(training.steps, donate_argnums=1).lower(run, held["state"], jnp.arange(count)).compile()
     flops = _flops(compiled)
@@ -197,14 +198,6 @@ def train(method: str, settings: TrainSettings) -> Figure:
 
     call()  # warm-up episodes, after which every step updates
     return _figure(f"train_{method}", "steps/s", count, flops * count if flops else None, call)
-
-
-def blank_weights(settings: TrainSettings, world: prepare.World) -> Any:
-    """An untrained ranker of the right sizes: speed does not depend on what it has learnt."""
-    if methods.method(settings.method).ranker != "gems":
-        return ()
-    params = jax.jit(make_pretraining(settings.gems.spec, world.dims).init)(jax.random.key(0)).params
-    return GeMSWeights(params, jnp.zeros(settings.gems.latent_dim), jnp.full(settings.gems.latent_dim, 3.0))
 
 
 def compile_figures(only: set[str]) -> list[Figure]:
@@ -271,6 +264,8 @@ def main(arguments: Arguments) -> None:
     compile_names = {"compile_cold", "compile_warm"}
     for name in arguments.only:
         require_choice("--only", name, [*figures, *sorted(compile_names)])
+    if arguments.json is not None:  # now, so that a wrong place is not found out at the end
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
     wanted = set(arguments.only) or {*figures, *compile_names}
     settings = TrainSettings(env=arguments.env)
     about, measured = machine(), []

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemsjax import checkpoint, datasets, disk, tracking
+from gemsjax import checkpoint, datasets, disk, methods, tracking
 from gemsjax.errors import TrainingError
 from gemsjax.pretrain.gems import GeMSState, Pretraining, Slates, make_pretraining
 from gemsjax.rankers.gems import GeMSWeights
@@ -159,6 +159,15 @@ def _resume_pretraining(
 def has_checkpoints(directory: Path) -> bool:
     """Whether a run ever finished a checkpoint: what a kill leaves of the first one is not one that got lost."""
     return any((directory / "checkpoints").glob("step_*"))
+
+
+def untrained_weights(settings: TrainSettings, world: World) -> Any:
+    """A ranker of the right shapes that has learnt nothing: for restoring and for timing; () where there is none."""
+    if methods.method(settings.method).ranker != "gems":
+        return ()
+    params = make_pretraining(settings.gems.spec, world.dims).init(jax.random.key(0)).params
+    latent = settings.gems.latent_dim
+    return GeMSWeights(params, jnp.zeros(latent), jnp.full(latent, 3.0))
 
 
 def items_digest(world: World) -> str:

@@ -21,9 +21,9 @@ from gemsjax import checkpoint, disk, methods, tracking
 from gemsjax.agents.base import Acting, Agent
 from gemsjax.errors import DataError, require
 from gemsjax.evaluate import Evaluation, evaluate
-from gemsjax.prepare import World, as_arrays, has_checkpoints, items_digest, require_finite, world_of
+from gemsjax.prepare import World, as_arrays, has_checkpoints, items_digest, require_finite, untrained_weights, world_of
 from gemsjax.pretrain.gems import make_pretraining
-from gemsjax.rankers.gems import GeMSWeights, make_gems_ranker
+from gemsjax.rankers.gems import make_gems_ranker
 from gemsjax.settings import TrainSettings, from_config
 from gemsjax.train import Run, TrainState, make_training
 from gemsjax.types import Dims
@@ -234,12 +234,8 @@ def load(directory: Path | str) -> Trained:
 
 
 def _blank_run(settings: TrainSettings, world: World) -> Run:
-    weights: Any = ()
-    if methods.method(settings.method).ranker == "gems":
-        latent = jnp.zeros(settings.gems.latent_dim)
-        vae_params = make_pretraining(settings.gems.spec, world.dims).init(jax.random.key(0)).params
-        weights = GeMSWeights(vae_params, latent, latent)
-    return Run(jax.random.key(0), as_arrays(settings.hypers), weights, world.params)
+    """A run of the right shapes."""
+    return Run(jax.random.key(0), as_arrays(settings.hypers), untrained_weights(settings, world), world.params)
 
 
 # -- small things ------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from gemsjax.agents.base import Acting
 from gemsjax.belief import make_gru
 from gemsjax.maths.optimise import adam_init, adam_step
 from gemsjax.nets.gems import SlateVAE
+from gemsjax.nets.mlp import MLP, Critic
 from gemsjax.pretrain.gems import GeMSHypers, action_bounds, vae_loss
 from gemsjax.rankers import Ranker
 from gemsjax.rankers.gems import GeMSWeights, make_gems_ranker
@@ -231,9 +232,8 @@ def test_sac_weights_after_updates(g, two_updates, step):
 
 
 def test_sac_greedy_action(g, two_updates):
+    """The policy network's mode, placed in the ranker's box by the functions that acting uses."""
     _, box, _ = two_updates
-    networks = sac_params(g, "w2").policy
-    state = jnp.asarray(g["sac/eval_state"])
-    hidden = jax.nn.relu(state @ networks["layer0"]["kernel"] + networks["layer0"]["bias"])
-    mean = (hidden @ networks["layer1"]["kernel"] + networks["layer1"]["bias"])[:, :LATENT]
-    close(box[0] + box[1] * jnp.tanh(mean), g["sac/eval_action"])
+    networks = sac._Networks(make_gru(Dims(ITEMS, SLATE, TURNS)), MLP((16, 2 * LATENT)), Critic(16))
+    squashed = networks.gaussian(sac_params(g, "w2").policy, jnp.asarray(g["sac/eval_state"])).mode()
+    close(sac._inside(box, squashed), g["sac/eval_action"])
