@@ -66,7 +66,7 @@ def evaluate_run(directory: Path, users: int, env_name: str | None, catalogue: s
         env, params = make(name, catalogue=items, **trained.settings.env_settings)
         sizes, expected = (Dims(e.num_items, e.slate_size, e.horizon) for e in (env, trained.world.env))
         require(sizes == expected, "env", name, f"an environment of the run's sizes, {expected}")
-    tested = evaluate(env, trained.agent.greedy, params, trained.acting, users)
+    tested = evaluate(env, trained.agent.greedy, params, trained.acting, users, trained.settings.test_stream)
     row = runs.table_row(name, trained.settings.method, tested)
     return row | {"interval": tested.interval, "step": trained.step, "seed": trained.settings.seed}
 

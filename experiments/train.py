@@ -20,8 +20,8 @@ import tyro
 
 from experiments._cli import run_cli
 from gemsjax import methods, plots, prepare, runs, tracking
-from gemsjax.settings import GeMSSettings, TrainSettings
-from gemsjax.train import Plan
+from gemsjax.pretrain.matrix_factorisation import MFSettings
+from gemsjax.settings import GeMSSettings, TrainSettings, defaults
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,32 +40,39 @@ class Where:
     """Also log to: tensorboard or wandb."""
 
 
-def arguments_of(name: str) -> type:
-    """The command line of one method: its own hyper-parameters and static choices are flags like any other."""
-    entry = methods.method(name)
-    fields: list[Any] = [(f.name, f.type, f) for f in dataclasses.fields(TrainSettings) if f.name in _PLAIN]
-    fields.append(("plan", tyro.conf.OmitArgPrefixes[Plan], Plan()))
-    for part in ("hypers", "spec"):
-        kind = getattr(entry, part)
-        if kind is not None:
-            fields.append((part, Annotated[kind, tyro.conf.OmitArgPrefixes], kind()))  # type: ignore[valid-type]
+def arguments_of(name: str, variant: str) -> type:
+    """The command line of one method in a variant, whose values are the defaults: all of its settings are flags."""
+    entry, usual = methods.method(name), defaults(name, variant)
+    plain = (f for f in dataclasses.fields(TrainSettings) if f.name in _PLAIN)
+    fields: list[Any] = [(f.name, f.type, usual.get(f.name, f)) for f in plain]
+    for part in ("plan", "hypers", "spec"):
+        kind: Any = type(usual[part])
+        fields.append((part, Annotated[kind, tyro.conf.OmitArgPrefixes], usual[part]))
     if entry.ranker == "gems":
-        fields.append(("gems", GeMSSettings, GeMSSettings()))
+        fields.append(("gems", GeMSSettings, usual["gems"]))
+    if "mf" in entry.embeddings:
+        fields.append(("mf", MFSettings, usual["mf"]))
     fields.append(("where", tyro.conf.OmitArgPrefixes[Where], Where()))
     made = dataclasses.make_dataclass("Arguments", fields, frozen=True)
     made.__doc__ = TrainSettings.__doc__
     return made
 
 
-_PLAIN = ("method", "env", "seed", "steps", "epoch_steps", "test_users", "catalogue", "env_settings")
+_PLAIN = (
+    "method", "variant", "env", "seed", "steps", "epoch_steps", "test_users", "test_stream", "catalogue",
+    "env_settings", "embeddings",
+)  # fmt: skip
 
 
 def parse(arguments: list[str]) -> tuple[TrainSettings, Where]:
     """Settings from a command line; the method decides which flags there are."""
     chosen, _ = tyro.cli(Method, args=arguments, return_unknown_args=True, add_help=False)
-    TrainSettings(method=chosen.method).resolved()  # a method that does not learn has none of the flags below
+    TrainSettings(method=chosen.method, variant=chosen.variant).resolved()  # who does not learn has no flags below
     parsed: Any = tyro.cli(
-        arguments_of(chosen.method), args=arguments, prog="python -m experiments.train", description=__doc__
+        arguments_of(chosen.method, chosen.variant),
+        args=arguments,
+        prog="python -m experiments.train",
+        description=__doc__,
     )
     values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(parsed)}
     where = values.pop("where")
@@ -75,6 +82,7 @@ def parse(arguments: list[str]) -> tuple[TrainSettings, Where]:
 @dataclasses.dataclass(frozen=True)
 class Method:
     method: Annotated[str, tyro.conf.arg(help="method to train")] = "sac-gems"
+    variant: Annotated[str, tyro.conf.arg(help="corrected or published")] = "corrected"
 
 
 def main(settings: TrainSettings, where: Where) -> None:
@@ -83,11 +91,7 @@ def main(settings: TrainSettings, where: Where) -> None:
     world = prepare.world_of(settings)
     name = runs.name_of(settings)
     print(name.full)
-    weights: Any = ()
-    if methods.method(settings.method).ranker == "gems":
-        weights = prepare.pretrained_gems(
-            settings, world, where.out, lambda: prepare.logged_data(settings, world, where.data)
-        )
+    weights = prepare.frozen_weights(settings, world, where.out, where.data)
     outcome = runs.train(
         settings, world, weights, where.out, resume=where.resume, overwrite=where.overwrite, track=where.track
     )

@@ -6,11 +6,11 @@ Pure functions over one user (`step`) or whole trajectories (`unroll`). Another 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from gemsjax.nets import gru
+from gemsjax.nets import cfn, gru
 from gemsjax.types import Array, Dims, Key, Observation, Params
 
 
@@ -34,7 +34,16 @@ class Belief(NamedTuple):
 
 def make_gru(dims: Dims, width: int = 20, item_dim: int = 20) -> Belief:
     """The paper's belief: a GRU over [item embedding, click] of every slot, with its own item embeddings."""
-    module = gru.GRUBelief(dims.num_items, dims.slate_size, item_dim, width)
+    return _bind(gru.GRUBelief(dims.num_items, dims.slate_size, item_dim, width), gru.unroll, dims, width)
+
+
+def make_cfn(dims: Dims, width: int = 20, item_dim: int = 20) -> Belief:
+    """The same with the chaos-free cell of Chen et al. (2019); a slot that holds -1 is empty."""
+    return _bind(cfn.CFNBelief(dims.num_items, dims.slate_size, item_dim, width), cfn.unroll, dims, width)
+
+
+def _bind(module: Any, unroll: Callable[..., tuple[Array, ...]], dims: Dims, width: int) -> Belief:
+    """A cell `(state, observation) -> state` and its unroll as a belief."""
 
     def start() -> Array:
         return jnp.zeros(width)
@@ -46,4 +55,4 @@ def make_gru(dims: Dims, width: int = 20, item_dim: int = 20) -> Belief:
     def step(params: Params, state: Array, observation: Observation) -> Array:
         return module.apply({"params": params}, state, observation)
 
-    return Belief(init, start, step, gru.unroll, width)
+    return Belief(init, start, step, unroll, width)

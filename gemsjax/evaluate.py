@@ -17,8 +17,10 @@ from gemsjax.errors import require_choice, require_count
 from gemsjax.rollout import Turn, returns, rollout
 from gemsjax.types import Array, Key
 
-USER_STREAMS = {"validation": 7_345_601, "test": 7_345_602}
-"""Seeds of the populations that do not depend on a run's seed. Training users come from the run's own key."""
+USER_STREAMS = {"validation": 7_345_601, "test": 7_345_602, "training": 7_345_603}
+"""Seeds of the populations that do not depend on a run's seed. Training users come from the run's own key, unless it
+asks for `common_users`: then they are those of `training`, and the published test [19] on the first of them can be had.
+"""
 
 
 class Evaluation(NamedTuple):
@@ -44,7 +46,12 @@ def user_keys(stream: str, users: int) -> Key:
     """
     require_choice("stream", stream, USER_STREAMS)
     require_count("users", users)
-    return _numbered(jax.random.key(USER_STREAMS[stream]), jnp.arange(users))
+    return numbered_users(stream, jnp.arange(users))
+
+
+def numbered_users(stream: str, numbers: Array) -> Key:
+    """Keys of the users with these numbers ([n], may be traced) in a population."""
+    return _numbered(jax.random.key(USER_STREAMS[stream]), numbers)
 
 
 def summarise(returns: np.ndarray) -> Evaluation:
@@ -67,7 +74,7 @@ def evaluate(
       policy: greedy policy of an agent, or a reference.
       acting: what the policy acts on; nothing for references.
       users: how many; they are spread over the local devices.
-      stream: `test` or `validation`.
+      stream: `test`, `validation` or `training`.
 
     Raises:
       SettingError: an unknown stream or a count below 1.

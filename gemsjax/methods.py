@@ -7,14 +7,34 @@ experiments and anyone who wants a method by name.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
-from gemsjax.agents import references, sac
+from gemsjax.agents import (
+    ddpg,
+    deterministic,
+    dqn,
+    references,
+    reinforce,
+    reinforce_batch,
+    reinforce_softmax,
+    sac,
+    slateq,
+    td3,
+    topk_reinforce,
+    wolpertinger,
+)
 from gemsjax.agents.base import Agent, Policy
 from gemsjax.errors import require_choice
-from gemsjax.rankers import Ranker
+from gemsjax.train import Plan
 from gemsjax.types import Dims
+
+RANKERS = ("gems", "topk", "khead")
+EMBEDDINGS = ("ideal", "mf", "random")
+"""Where a method's item embeddings may come from: the simulator's own (privileged), matrix factorisation of logged
+clicks, or N(0, 1)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,32 +44,115 @@ class Method:
     Attributes:
       title: as tables print it.
       policy: `(dims) -> Policy` of a method that does not learn.
-      agent: `(spec, dims, ranker) -> Agent` of one that does.
-      spec, hypers: classes of its static choices and of its hyper-parameters, with their defaults.
+      agent: `(spec, dims, means) -> Agent` of one that does; `means` is the `Ranker` or `ClickModel` that it acts
+        through, or None.
+      spec, hypers: classes of its static choices and of its hyper-parameters; their defaults are the corrected variant.
+      plan: its counts of training.
+      published: what `--variant published` changes, by part: `{"spec": {...}, "hypers": {...}, "plan": {...}}`.
       check_spec, check_hypers: raise `SettingError` for a value out of range.
-      ranker: name of the pre-trained ranker that it acts through, or None.
-      privileged: sees what a real system could not (scores, user embedding, boredom).
+      ranker: name of the ranker that it acts through, or None.
+      embeddings: where its item embeddings may come from, the default first; empty for methods without any.
+      knows_simulator: is given the simulator's parameters and click model.
+      privileged: sees what a real system could not (scores, user embedding, boredom, the simulator's items).
+      assumes: what else it takes for granted, in a table's words.
     """
 
     title: str
     policy: Callable[[Dims], Policy] | None = None
-    agent: Callable[[Any, Dims, Ranker], Agent] | None = None
+    agent: Callable[[Any, Dims, Any], Agent] | None = None
     spec: type | None = None
     hypers: type | None = None
+    plan: Plan = Plan()
+    published: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     check_spec: Callable[[Any], None] = lambda spec: None
     check_hypers: Callable[[Any], None] = lambda hypers: None
     ranker: str | None = None
+    embeddings: tuple[str, ...] = ()
+    knows_simulator: bool = False
     privileged: bool = False
+    assumes: tuple[str, ...] = ()
 
     @property
     def directory(self) -> str:
-        """Its name in run directories: `SAC_GeMS` for `SAC+GeMS`."""
-        return self.title.replace("+", "_").replace(" ", "_")
+        """Its name in run directories: `SAC_TopK_ideal` for `SAC+TopK (ideal)`."""
+        return re.sub(r"\W+", "_", self.title).strip("_")
 
     @property
     def learns(self) -> bool:
         return self.agent is not None
 
+    @property
+    def needs_log(self) -> bool:
+        """Whether something of it is pre-trained on logged data (by default, where its embeddings can be chosen)."""
+        return self.ranker == "gems" or self.embeddings[:1] == ("mf",)
+
+
+def _learner(module: ModuleType, make: Callable[..., Agent], spec: type, hypers: type, **about: Any) -> dict[str, Any]:
+    """What a learner's file declares: its maker, classes and checks, and its published variant where it has one."""
+    declared: dict[str, Any] = {
+        "agent": make,
+        "spec": spec,
+        "hypers": hypers,
+        "published": getattr(module, "PUBLISHED", {}),
+    }
+    for part in ("spec", "hypers"):
+        declared[f"check_{part}"] = about.get(f"check_{part}") or getattr(module, f"validate_{part}")
+    return declared | about
+
+
+_ON_POLICY = Plan(batch_size=1, replay_capacity=1, warm_up=0)
+"""One episode and one update on it."""
+_STALE = {"stale": True, "update_in_warm_up": True, "warm_up": 2_000}
+"""Published slips of REINFORCE: it learns from the episode before [22], and from random ones [23]."""
+_DIVIDED = {"return_to_go": "divided"}
+_DRAWS = "slates of independent draws"
+
+_SAC = _learner(sac, sac.make_sac, sac.SACSpec, sac.SACHypers)
+_WKNN = _learner(
+    wolpertinger,
+    wolpertinger.make_wknn,
+    wolpertinger.WkNNSpec,
+    sac.SACHypers,
+    check_hypers=sac.validate_hypers,
+    published=wolpertinger.PUBLISHED | {"settings": {"embeddings": "random"}},
+)
+_SLATEQ = _learner(slateq, slateq.make_slateq, slateq.SlateQSpec, slateq.SlateQHypers)
+_SOFTMAX = _learner(
+    reinforce_softmax,
+    reinforce_softmax.make_reinforce_softmax,
+    reinforce_softmax.SoftmaxSpec,
+    reinforce_softmax.SoftmaxHypers,
+    plan=_ON_POLICY,
+    published={"spec": {"credit": "published", **_DIVIDED}, "plan": _STALE},
+)
+_BATCH = _learner(
+    reinforce_batch,
+    reinforce_batch.make_reinforce_batch,
+    reinforce_batch.BatchSpec,
+    reinforce_batch.BatchHypers,
+    plan=Plan(users_per_step=128, batch_size=128, replay_capacity=128, warm_up=0),
+)
+_REINFORCE = _learner(
+    reinforce,
+    reinforce.make_reinforce,
+    reinforce.ReinforceSpec,
+    reinforce.ReinforceHypers,
+    plan=_ON_POLICY,
+    published={"spec": _DIVIDED, "plan": _STALE},
+)
+_OFF_POLICY = _learner(
+    topk_reinforce, topk_reinforce.make_topk_reinforce, topk_reinforce.TopKSpec, topk_reinforce.TopKHypers
+)
+_DQN = _learner(dqn, dqn.make_dqn, dqn.DQNSpec, dqn.DQNHypers)
+_DDPG = _learner(
+    ddpg,
+    ddpg.make_ddpg,
+    ddpg.DDPGSpec,
+    ddpg.DDPGHypers,
+    check_spec=deterministic.validate_spec,
+    check_hypers=deterministic.validate_hypers,
+)
+_TD3 = _learner(td3, td3.make_td3, td3.TD3Spec, td3.TD3Hypers, check_spec=deterministic.validate_spec)
 
 METHODS = {
     "random": Method("Random", policy=references.make_random),
@@ -57,15 +160,20 @@ METHODS = {
     "epsilon-greedy-oracle": Method(
         "Epsilon-greedy oracle", policy=references.make_epsilon_greedy_oracle, privileged=True
     ),
-    "sac-gems": Method(
-        "SAC+GeMS",
-        agent=sac.make_sac,
-        spec=sac.SACSpec,
-        hypers=sac.SACHypers,
-        check_spec=sac.validate_spec,
-        check_hypers=sac.validate_hypers,
-        ranker="gems",
-    ),
+    "best-item-per-topic": Method("Best item per topic", policy=references.make_best_item_per_topic, privileged=True),
+    "sac-gems": Method("SAC+GeMS", ranker="gems", **_SAC),
+    "sac-topk-ideal": Method("SAC+TopK (ideal)", ranker="topk", embeddings=("ideal",), privileged=True, **_SAC),
+    "sac-topk-mf": Method("SAC+TopK (MF)", ranker="topk", embeddings=("mf",), **_SAC),
+    "sac-khead": Method("SAC+k-head", ranker="khead", embeddings=("mf", "ideal"), **_SAC),
+    "sac-wknn": Method("SAC+WkNN", ranker="khead", embeddings=("mf", "ideal", "random"), **_WKNN),
+    "slateq": Method("SlateQ", knows_simulator=True, privileged=True, assumes=("one click a slate",), **_SLATEQ),
+    "reinforce-softmax": Method("REINFORCE+SoftMax", assumes=(_DRAWS, "one click a slate"), **_SOFTMAX),
+    "reinforce-batch": Method("REINFORCE (batch)", assumes=(_DRAWS,), **_BATCH),
+    "reinforce-topk": Method("REINFORCE (top-K off-policy)", assumes=(_DRAWS,), **_OFF_POLICY),
+    "reinforce-gems": Method("REINFORCE+GeMS", ranker="gems", **_REINFORCE),
+    "dqn": Method("DQN", assumes=("a slate is worth the mean of its items",), **_DQN),
+    "ddpg-gems": Method("DDPG+GeMS", ranker="gems", **_DDPG),
+    "td3-gems": Method("TD3+GeMS", ranker="gems", **_TD3),
 }
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from gemsjax.evaluate import Evaluation, Scores
+from gemsjax.maths.statistics import Estimate, interquartile_mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,30 +46,104 @@ def learning_curve(
     return figure
 
 
-def score_densities(recommended: Mapping[str, Scores], relevance_offset: float, most_bored: int = 3) -> Figure:
+class Densities(NamedTuple):
+    """A histogram of recommended items' scores by boredom.
+
+    Attributes:
+      edges: [B + 1] of the bins.
+      density: [most bored + 1, B]; all rows together integrate to one.
+      mean: of the scores.
+    """
+
+    edges: np.ndarray
+    density: np.ndarray
+    mean: float
+
+
+def densities(recommended: Scores, high: float = 0.6, most_bored: int = 3, bins: int = 60) -> Densities:
+    """Scores counted by how many topics the user is bored of (`most_bored` or more together)."""
+    scores, bored = recommended
+    edges = np.linspace(0.0, high, bins + 1)
+    per_item = np.repeat(np.minimum(bored, most_bored)[..., None], scores.shape[-1], axis=-1)
+    counts = [np.histogram(scores[per_item == count], edges)[0] for count in range(most_bored + 1)]
+    return Densities(edges, np.array(counts) / (scores.size * (edges[1] - edges[0])), float(scores.mean()))
+
+
+def score_densities(recommended: Mapping[str, Scores | Densities], relevance_offset: float) -> Figure:
     """Densities of recommended items' scores, coloured by how many topics the user is bored of (paper, Figure 2).
 
     The vertical line is where an examined item is clicked with probability one half; the triangle is the mean score.
     """
     import matplotlib.pyplot as plt
 
+    raw = [one.scores for one in recommended.values() if isinstance(one, Scores)]
+    high = max([1.5 * relevance_offset, *(float(np.quantile(scores, 0.999)) for scores in raw)])
     with plt.rc_context(_STYLE):
         figure, panels = plt.subplots(
             1, len(recommended), figsize=(4.2 * len(recommended), 3.4), sharex=True, sharey=True, squeeze=False
         )
-    high = max(float(np.quantile(s.scores, 0.999)) for s in recommended.values())
-    edges = np.linspace(0.0, max(high, 1.5 * relevance_offset), 61)
-    for axes, (name, (scores, bored)) in zip(panels[0], recommended.items(), strict=True):
-        per_item = np.repeat(np.minimum(bored, most_bored)[..., None], scores.shape[-1], axis=-1)
-        groups = [scores[per_item == count] for count in range(most_bored + 1)]
-        weights = [np.full(group.size, 1.0 / (scores.size * (edges[1] - edges[0]))) for group in groups]
-        labels = [f"{count}{'+' if count == most_bored else ''} bored topics" for count in range(most_bored + 1)]
-        axes.hist(groups, edges, weights=weights, stacked=True, color=COLOURS[: most_bored + 1], label=labels)
+    for axes, (name, one) in zip(panels[0], recommended.items(), strict=True):
+        edges, density, mean = densities(one, high) if isinstance(one, Scores) else one
+        below = np.zeros(len(edges) - 1)
+        for count, part in enumerate(density):
+            label = f"{count}{'+' if count == len(density) - 1 else ''} bored topics"
+            axes.stairs(below + part, edges, baseline=below, fill=True, color=COLOURS[count], label=label)
+            below = below + part
         axes.axvline(relevance_offset, color="black", lw=1, ls=":")
-        axes.plot(scores.mean(), 0, marker="^", color="black", ms=8, clip_on=False, zorder=3)
-        axes.set(xlabel="score of a recommended item", title=f"{name} (mean {scores.mean():.3f})")
+        axes.plot(mean, 0, marker="^", color="black", ms=8, clip_on=False, zorder=3)
+        axes.set(xlabel="score of a recommended item", title=f"{name} (mean {mean:.3f})")
     panels[0][0].set_ylabel("density")
     panels[0][-1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def lines_with_intervals(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, Estimate]]]], ylabel: str, log: bool = False
+) -> Figure:
+    """One panel a title, one line a label: estimates against x with their 95 % intervals."""
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.6), sharey=True, squeeze=False)
+    for one, (title, lines) in zip(axes[0], panels.items(), strict=True):
+        for number, (label, points) in enumerate(lines.items()):
+            colour = COLOURS[number % len(COLOURS)]
+            x, estimates = [p[0] for p in points], [p[1] for p in points]
+            one.plot(x, [e.value for e in estimates], marker="o", ms=4, color=colour, label=label)
+            one.fill_between(x, [e.low for e in estimates], [e.high for e in estimates], color=colour, alpha=0.15, lw=0)
+        one.set_title(title)
+        if log:
+            one.set_xscale("log")
+        one.set_ylim(bottom=0)
+    axes[0][0].set_ylabel(ylabel)
+    axes[0][-1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def seed_scatter(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Returns of every seed by method, one panel an environment, with interquartile means and bootstrap intervals.
+
+    Args:
+      panels: environment -> method -> one return a seed.
+    """
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+    with plt.rc_context(_STYLE):
+        size = (3.4 * len(panels) + 1.8, 0.34 * len(names) + 1.2)
+        figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+    for one, (env, panel) in zip(axes[0], panels.items(), strict=True):
+        for name, values in panel.items():
+            row = names.index(name)
+            middle = interquartile_mean(values)
+            one.plot([middle.low, middle.high], [row, row], color=COLOURS[0], lw=5, alpha=0.3, solid_capstyle="butt")
+            one.plot(values, [row] * len(values), "o", color=COLOURS[0], ms=4, mec="white", mew=0.5)
+            one.plot(middle.value, row, "|", color="black", ms=11, mew=1.6)
+        one.set(xlabel="clicks in 100 turns", title=env)
+        one.set_xlim(left=0)
+        one.grid(axis="x", lw=0.4, alpha=0.5)
+    axes[0][0].set_yticks(range(len(names)), names)
+    axes[0][0].set_ylim(len(names) - 0.5, -0.5)
     return figure
 
 

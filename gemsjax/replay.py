@@ -78,7 +78,7 @@ def make_replay(dims: Dims, capacity: int, batch: int, users: int = 1) -> Replay
         return ReplayState(stored, state.added + users)
 
     def sample(state: ReplayState, key: Key) -> Episode:
-        rows = draw_distinct(key, jnp.minimum(state.added, capacity), batch)
+        rows = _rows(key, jnp.minimum(state.added, capacity), batch, capacity)
 
         def widen(x: Array) -> Array:
             x = x[rows]
@@ -87,3 +87,17 @@ def make_replay(dims: Dims, capacity: int, batch: int, users: int = 1) -> Replay
         return jax.tree.map(widen, state.episodes)
 
     return Replay(init, add, sample)
+
+
+_SWAPS = 64
+"""Batches up to here are drawn swap by swap, whose program grows with the square of their number."""
+
+
+def _rows(key: Key, filled: Array, batch: int, capacity: int) -> Array:
+    """`batch` distinct rows of the first `filled` ones: [batch] int32."""
+    if batch == capacity:  # on policy: all there is, in any order
+        return jnp.arange(capacity, dtype=jnp.int32)
+    if batch <= _SWAPS:
+        return draw_distinct(key, filled, batch)
+    luck = jnp.where(jnp.arange(capacity) < filled, jax.random.uniform(key, (capacity,)), -1.0)
+    return jax.lax.top_k(luck, batch)[1].astype(jnp.int32)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gemsjax.agents.base import Acting, Policy
+from gemsjax.errors import require
 from gemsjax.types import Array, Episode, Key, Observation, time_major
 
 
@@ -25,6 +26,7 @@ class Turn(NamedTuple):
       action: [U, A].
       reward: [U].
       info: the simulator's hidden information, see `TopicEnv.step`.
+      user: [U] the simulator's hidden state of the users after the turn.
     """
 
     seen: Observation
@@ -32,6 +34,7 @@ class Turn(NamedTuple):
     action: Array
     reward: Array
     info: dict[str, Array]
+    user: Any
 
 
 RESET = 2**32 - 1
@@ -61,6 +64,7 @@ def rollout(
     env_params: Any,
     acting: Acting,
     record: Callable[[Turn], Any] = lambda turn: turn.reward,
+    policy_keys: Key | None = None,
 ) -> tuple[Any, Observation]:
     """Play one episode with each of U users.
 
@@ -71,6 +75,7 @@ def rollout(
       env_params: of the environment, shared by the users.
       acting: what the policy acts on, shared by the users.
       record: picks what to keep of every turn; what it leaves out is never stored.
+      policy_keys: [U] keys of the policy's own draws; by default they come from the users' keys too.
 
     Returns:
       `record`'s output stacked to [H, U, ...], and the last observation [U].
@@ -79,8 +84,11 @@ def rollout(
     reset_keys = jax.vmap(lambda key: turn_key(key, RESET))(user_keys)
     observation, state = jax.vmap(env.reset, in_axes=(0, None))(reset_keys, env_params)
     # Drawing all turns' numbers at once costs one call; inside the scan it would cost one a turn.
-    keys = jax.vmap(lambda turn: jax.vmap(lambda key: turn_key(key, turn))(user_keys))(turns)
-    numbers = jax.vmap(jax.vmap(lambda key: turn_numbers(env, policy, key)))(keys)
+    keys_of = lambda users: jax.vmap(lambda turn: jax.vmap(lambda key: turn_key(key, turn))(users))(turns)  # noqa: E731
+    numbers = jax.vmap(jax.vmap(lambda key: turn_numbers(env, policy, key)))(keys_of(user_keys))
+    if policy_keys is not None:
+        own = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (policy.draws,))))(keys_of(policy_keys))
+        numbers = (numbers[0], own)
     memory = jax.tree.map(lambda x: jnp.broadcast_to(x, (user_keys.shape[0], *x.shape)), policy.start())
 
     def choose(memory: Any, observation: Observation, state: Any, uniforms: Array) -> tuple:
@@ -94,7 +102,7 @@ def rollout(
         luck, uniforms = numbers
         slate, action, memory = jax.vmap(choose)(memory, observation, state, uniforms)
         shown, state, reward, _, _, info = jax.vmap(env.play, in_axes=(0, 0, 0, None))(luck, state, slate, env_params)
-        return (shown, state, memory), record(Turn(observation, shown, action, reward, info))
+        return (shown, state, memory), record(Turn(observation, shown, action, reward, info, state))
 
     (final, _, _), recorded = jax.lax.scan(turn, (observation, state, memory), numbers)
     return recorded, final
@@ -106,10 +114,21 @@ def returns(env: Any, policy: Policy, user_keys: Key, env_params: Any, acting: A
     return rewards.sum(axis=0)
 
 
-def episodes(env: Any, policy: Policy, user_keys: Key, env_params: Any, acting: Acting) -> Episode:
-    """One episode of each user, user-major, as agents learn from them: `Episode` [U, H, ...]."""
-    recorded, final = rollout(
-        env, policy, user_keys, env_params, acting, lambda turn: (turn.seen, turn.action, turn.reward)
-    )
-    seen, action, reward = time_major(recorded)
-    return Episode(seen, action, reward, final)
+def episodes(
+    env: Any, policy: Policy, user_keys: Key, env_params: Any, acting: Acting, policy_keys: Key | None = None
+) -> Episode:
+    """One episode of each user, user-major, as agents learn from them: `Episode` [U, H, ...].
+
+    Raises:
+      SettingError: a policy that is not privileged asks to remember the simulator's user.
+    """
+
+    def record(turn: Turn) -> tuple:
+        hidden = () if policy.remember is None else jax.vmap(policy.remember)(turn.user)
+        return turn.seen, turn.action, turn.reward, hidden
+
+    allowed = policy.remember is None or policy.privileged
+    require(allowed, "policy.remember", "set", "None: only a privileged policy may remember the simulator's user")
+    recorded, final = rollout(env, policy, user_keys, env_params, acting, record, policy_keys)
+    seen, action, reward, hidden = time_major(recorded)
+    return Episode(seen, action, reward, final, hidden)

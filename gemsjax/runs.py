@@ -19,14 +19,15 @@ import numpy as np
 
 from gemsjax import checkpoint, disk, methods, tracking
 from gemsjax.agents.base import Acting, Agent
+from gemsjax.envs.knowledge import make_click_model
 from gemsjax.errors import DataError, require
 from gemsjax.evaluate import Evaluation, evaluate
 from gemsjax.prepare import World, as_arrays, has_checkpoints, items_digest, require_finite, untrained_weights, world_of
 from gemsjax.pretrain.gems import make_pretraining
+from gemsjax.rankers import items
 from gemsjax.rankers.gems import make_gems_ranker
 from gemsjax.settings import TrainSettings, from_config
 from gemsjax.train import Run, TrainState, make_training
-from gemsjax.types import Dims
 
 
 class Outcome(NamedTuple):
@@ -46,11 +47,19 @@ class Outcome(NamedTuple):
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-def make_agent(settings: TrainSettings, dims: Dims) -> Agent:
-    """The learner that the (resolved) settings describe."""
+def make_agent(settings: TrainSettings, world: World, weights: Any = ()) -> Agent:
+    """The learner that the (resolved) settings describe; `weights` tell how wide item embeddings are."""
     entry = methods.method(settings.method)
     assert entry.agent is not None
-    return entry.agent(settings.spec, dims, make_gems_ranker(make_pretraining(settings.gems.spec, dims).vae))
+    means: Any = None
+    if entry.ranker == "gems":
+        means = make_gems_ranker(make_pretraining(settings.gems.spec, world.dims).vae)
+    elif entry.ranker is not None:
+        make_ranker = {"topk": items.make_topk_ranker, "khead": items.make_khead_ranker}[entry.ranker]
+        means = make_ranker(world.dims, weights.embeddings.shape[1])
+    elif entry.knows_simulator:
+        means = make_click_model(world.env)
+    return entry.agent(settings.spec, world.dims, means)
 
 
 def train(
@@ -69,7 +78,7 @@ def train(
     Args:
       settings: resolved.
       world: from `world_of`.
-      weights: of the ranker, from `pretrained_gems`; () for methods without one.
+      weights: from `prepare.frozen_weights`.
       root: of all runs.
       resume, overwrite: what to do with an existing run directory; refused without either.
       track: see `tracking.open_tracker`.
@@ -118,7 +127,7 @@ class _Driver:
         self, settings: TrainSettings, world: World, weights: Any, directory: Path, identity: dict[str, Any]
     ) -> None:
         self.settings, self.world, self.directory, self.identity = settings, world, directory, identity
-        self.agent = make_agent(settings, world.dims)
+        self.agent = make_agent(settings, world, weights)
         self.training = make_training(world.env, self.agent, settings.plan)
         self.run = Run(jax.random.key(settings.seed), as_arrays(settings.hypers), weights, world.params)
         self.seconds = dict.fromkeys(("compile", "train", "test"), 0.0)
@@ -189,7 +198,8 @@ class _Driver:
     def _test(self) -> Evaluation:
         started = time.perf_counter()
         acting = Acting(self.state.best_agent, self.run.hypers, self.run.weights)
-        tested = evaluate(self.world.env, self.agent.greedy, self.run.env_params, acting, self.settings.test_users)
+        users, stream = self.settings.test_users, self.settings.test_stream
+        tested = evaluate(self.world.env, self.agent.greedy, self.run.env_params, acting, users, stream)
         self.seconds["test"] += time.perf_counter() - started
         result = table_row(self.settings.env, self.settings.method, tested)
         result |= {"seed": self.settings.seed, "steps": self.done, "best_validation": float(self.state.best_return)}
@@ -223,9 +233,10 @@ def load(directory: Path | str) -> Trained:
     directory = Path(directory)
     settings = from_config(tracking.read_config(directory)).resolved()
     world = world_of(settings)
-    agent = make_agent(settings, world.dims)
+    blank = _blank_run(settings, world)
+    agent = make_agent(settings, world, blank.weights)
     training = make_training(world.env, agent, settings.plan)
-    like = jax.eval_shape(lambda: _blank_run(settings, world))
+    like = jax.eval_shape(lambda: blank)
     state_like = jax.eval_shape(training.init, like)
     identity = settings.identity() | {"items": items_digest(world)}
     (state, run), step, _ = checkpoint.restore(directory / "checkpoints", (state_like, like), config=identity)

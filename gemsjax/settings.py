@@ -6,12 +6,15 @@ Command lines are made from these classes; run directories hold them as `config.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from gemsjax import methods
 from gemsjax.envs.registry import make
 from gemsjax.errors import DataError, require, require_choice, require_count
+from gemsjax.evaluate import USER_STREAMS
 from gemsjax.pretrain.gems import NOISES, GeMSHypers, GeMSSpec
+from gemsjax.pretrain.matrix_factorisation import MFSettings, check_mf
 from gemsjax.train import Plan, validate_plan
 from gemsjax.types import Dims
 
@@ -62,12 +65,25 @@ class GeMSSettings:
         return GeMSHypers(self.beta, self.click_weight, self.rate)
 
 
+_BY_METHOD: Any = None
+VARIANTS = ("corrected", "published")
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "plan": {"common_users": True},
+    "gems": {"noise": "variance", "shuffle": False},
+    "mf": {"validation": "training"},
+}
+"""What the published variant changes for every method; `Method.published` adds what it changes for one."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
     """One training run.
 
+    What is None is filled in by `resolved`: the method's defaults in the variant.
+
     Attributes:
       method: name of a method that learns.
+      variant: `corrected`, or `published`: with the published implementation's slips (README, "Where they differ").
       env: name of an environment.
       seed: seed of the run, its pre-training included.
       steps: training steps; each collects episodes and updates, by default one of both.
@@ -75,13 +91,18 @@ class TrainSettings:
       test_users: users of the test at the end.
       catalogue: file or name of item embeddings instead of the environment's own.
       env_settings: constants of the environment to change, such as `influence 0.05` or `slate_size 5`.
+      test_stream: population of the test: `test`, or as published [19] `training`, users that training met too.
+      embeddings: source of the item embeddings, for methods that have any: a name that the method accepts, or in place
+        of `mf` a file of them.
       plan: counts of training.
       hypers: the method's hyper-parameters.
       spec: the method's static choices.
       gems: pre-training, for methods that act through GeMS.
+      mf: matrix factorisation, for methods on such embeddings.
     """
 
     method: str = "sac-gems"
+    variant: str = "corrected"
     env: str = "focused_topdown"
     seed: int = PUBLISHED_SEEDS[0]
     steps: int = 100_000
@@ -89,10 +110,13 @@ class TrainSettings:
     test_users: int = 500
     catalogue: str | None = None
     env_settings: dict[str, int | float] = dataclasses.field(default_factory=dict)
-    plan: Plan = Plan()
+    test_stream: str = _BY_METHOD
+    embeddings: str | None = None
+    plan: Plan = _BY_METHOD
     hypers: Any = None
     spec: Any = None
-    gems: GeMSSettings = GeMSSettings()
+    gems: GeMSSettings = _BY_METHOD
+    mf: MFSettings = _BY_METHOD
 
     def resolved(self) -> TrainSettings:
         """The same with the method's own defaults where `hypers` or `spec` is None, checked.
@@ -102,10 +126,21 @@ class TrainSettings:
         """
         entry = methods.method(self.method)
         require(entry.learns, "method", self.method, f"one that learns: {', '.join(methods.learners())}")
-        assert entry.hypers is not None and entry.spec is not None
-        filled = dataclasses.replace(self, hypers=self.hypers or entry.hypers(), spec=self.spec or entry.spec())
+        usual = defaults(self.method, self.variant)
+        missing = {name: value for name, value in usual.items() if getattr(self, name) is None}
+        filled = dataclasses.replace(self, **missing)
         _check(filled, entry)
         return filled
+
+    @property
+    def privileged(self) -> bool:
+        """Whether the run sees what a real system could not."""
+        return methods.method(self.method).privileged or self.embeddings == "ideal"
+
+    @property
+    def log(self) -> GeMSSettings | MFSettings:
+        """Whose `users` and `epsilon` describe the logged data that the run's pre-training learns from."""
+        return self.gems if methods.method(self.method).ranker == "gems" else self.mf
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree on to be continued: everything but how long to train and what to test."""
@@ -113,6 +148,31 @@ class TrainSettings:
         for free in ("steps", "test_users"):
             del config[free]
         return config
+
+
+def defaults(method: str, variant: str) -> dict[str, Any]:
+    """What a method's settings are in a variant: `plan, hypers, spec, gems, mf, embeddings, test_stream` by name.
+
+    Raises:
+      SettingError: an unknown method or variant.
+    """
+    require_choice("variant", variant, VARIANTS)
+    entry = methods.method(method)
+    assert entry.hypers is not None and entry.spec is not None
+    parts: dict[str, Any] = {
+        "plan": entry.plan,
+        "hypers": entry.hypers(),
+        "spec": entry.spec(),
+        "gems": GeMSSettings(),
+        "mf": MFSettings(),
+    }
+    plain = {"embeddings": entry.embeddings[0] if entry.embeddings else None, "test_stream": "test"}
+    if variant == "published":
+        for part, value in parts.items():
+            changes = {**_PUBLISHED.get(part, {}), **entry.published.get(part, {})}
+            parts[part] = dataclasses.replace(value, **changes)
+        plain |= {"test_stream": "training", **entry.published.get("settings", {})}
+    return parts | plain
 
 
 def _check(settings: TrainSettings, entry: methods.Method) -> None:
@@ -126,8 +186,15 @@ def _check(settings: TrainSettings, entry: methods.Method) -> None:
     validate_plan(settings.plan)
     entry.check_spec(settings.spec)
     entry.check_hypers(settings.hypers)
+    require_choice("test_stream", settings.test_stream, USER_STREAMS)
+    accepted = f"one of {', '.join(entry.embeddings)}" if entry.embeddings else f"nothing: {entry.title} has none"
+    is_file = "mf" in entry.embeddings and Path(settings.embeddings or "").suffix != ""
+    known = is_file or settings.embeddings in (entry.embeddings or (None,))
+    require(known, "embeddings", settings.embeddings, accepted + (", or a file" if "mf" in entry.embeddings else ""))
     if entry.ranker == "gems":
         check_gems(settings.gems)
+    if settings.embeddings == "mf":
+        check_mf(settings.mf)
 
 
 def check_gems(gems: GeMSSettings) -> None:
@@ -158,6 +225,7 @@ def from_config(config: dict[str, Any]) -> TrainSettings:
             "hypers": entry.hypers(**config["hypers"]),
             "spec": entry.spec(**config["spec"]),
             "gems": GeMSSettings(**{**config["gems"], "hidden": tuple(config["gems"]["hidden"])}),
+            "mf": MFSettings(**config["mf"]),
         }
         return TrainSettings(**{**config, **parts})
     except (KeyError, TypeError) as error:
@@ -171,8 +239,9 @@ def make_world(settings: TrainSettings) -> tuple[Any, Any, Dims]:
       SettingError, DataError: see `gemsjax.make`.
     """
     env, params = make(settings.env, catalogue=settings.catalogue, **settings.env_settings)
-    slates = (settings.gems.users - settings.gems.users // 10) * env.horizon
     if methods.method(settings.method).ranker == "gems":
-        enough = f"enough logged users for one batch of {settings.gems.batch_size} slates"
-        require(slates >= settings.gems.batch_size, "gems.users", settings.gems.users, enough)
+        gems = settings.gems or GeMSSettings()
+        slates = (gems.users - gems.users // 10) * env.horizon
+        enough = f"enough logged users for one batch of {gems.batch_size} slates"
+        require(slates >= gems.batch_size, "gems.users", gems.users, enough)
     return env, params, Dims(env.num_items, env.slate_size, env.horizon)

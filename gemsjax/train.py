@@ -17,7 +17,7 @@ from flax import struct
 
 from gemsjax.agents.base import Acting, Agent, AgentState, Hypers, Weights
 from gemsjax.errors import require, require_count
-from gemsjax.evaluate import user_keys
+from gemsjax.evaluate import numbered_users, user_keys
 from gemsjax.replay import Replay, ReplayState, make_replay
 from gemsjax.rollout import episodes, returns
 from gemsjax.types import Array, Dims, Episode, Key, Metrics
@@ -32,8 +32,11 @@ class Plan:
       updates_per_step: updates a step.
       batch_size: episodes of an update.
       replay_capacity: episodes kept.
-      warm_up: episodes collected at random, and without updates, before learning starts.
+      warm_up: episodes collected at random, and without updates, before learning starts (which also needs a batch).
       validation_users: users of the greedy validation after each epoch.
+      stale: an update does not yet see the episodes of its own step (published slip [22] of REINFORCE).
+      update_in_warm_up: it learns from the random episodes too (published slip [23]).
+      common_users: every run meets the same training users (as published, see [19]), not its own.
     """
 
     users_per_step: int = 1
@@ -42,6 +45,9 @@ class Plan:
     replay_capacity: int = 10_000
     warm_up: int = 2_000
     validation_users: int = 200
+    stale: bool = False
+    update_in_warm_up: bool = False
+    common_users: bool = False
 
 
 @struct.dataclass
@@ -51,7 +57,7 @@ class Run:
     Attributes:
       key: the run's key, from its seed.
       hypers: the agent's hyper-parameters.
-      weights: frozen weights of the ranker, or ().
+      weights: what is frozen while the agent learns, see `Acting`.
       env_params: of the environment.
     """
 
@@ -112,16 +118,11 @@ INIT = 2**32 - 1
 def validate_plan(plan: Plan) -> None:
     """Raise `SettingError` for a count outside its range or counts that do not fit each other."""
     for field in dataclasses.fields(plan):
-        require_count(field.name, getattr(plan, field.name))
+        if not isinstance(field.default, bool):
+            require_count(field.name, getattr(plan, field.name), 0 if field.name == "warm_up" else 1)
     require_count("batch_size", plan.batch_size, 1, plan.replay_capacity)
     fits = plan.replay_capacity % plan.users_per_step == 0
     require(fits, "replay_capacity", plan.replay_capacity, f"a multiple of users_per_step = {plan.users_per_step}")
-    require(
-        plan.warm_up + plan.users_per_step >= plan.batch_size,
-        "warm_up",
-        plan.warm_up,
-        f"enough episodes for a batch: at least batch_size - users_per_step = {plan.batch_size - plan.users_per_step}",
-    )
 
 
 def make_training(env: Any, agent: Agent, plan: Plan) -> Training:
@@ -148,7 +149,8 @@ class _Loop:
 
     def init(self, run: Run) -> TrainState:
         state = self.agent.init(jax.random.fold_in(run.key, INIT), run.hypers)
-        shapes = jax.eval_shape(lambda: self._collect(run, state, run.key[None], True))
+        acting = Acting(state, run.hypers, run.weights, True, jnp.int32(0))
+        shapes = jax.eval_shape(lambda: self._collect(run, acting, run.key[None], None))
         empty = self.replay.init(jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), shapes))
         return TrainState(state, empty, jax.tree.map(jnp.copy, state), jnp.float32(-jnp.inf))
 
@@ -168,29 +170,35 @@ class _Loop:
         finite = jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.agent)]).all()
         return state, EpochMetrics(metrics, validation, finite)
 
-    def _collect(self, run: Run, agent_state: AgentState, users: Key, at_random: Array | bool) -> Episode:
-        acting = Acting(agent_state, run.hypers, run.weights, at_random)
-        return episodes(self.env, self.agent.explore, users, run.env_params, acting)
+    def _collect(self, run: Run, acting: Acting, users: Key, policy_keys: Key | None) -> Episode:
+        return episodes(self.env, self.agent.explore, users, run.env_params, acting, policy_keys)
 
-    def _learn(self, run: Run, agent_state: AgentState, stored: ReplayState, keys: Key) -> tuple[AgentState, Metrics]:
+    def _learn(self, acting: Acting, stored: ReplayState, keys: Key) -> tuple[AgentState, Metrics]:
         """One update; `keys` [2] are those of the sample and of the noise."""
         batch = self.replay.sample(stored, keys[0])
         noise = self.agent.draw_update(keys[1], self.plan.batch_size)
-        return self.agent.update(Acting(agent_state, run.hypers, run.weights), batch, noise)
+        return self.agent.update(acting, batch, noise)
 
     def _step(self, run: Run, state: TrainState, number: Array) -> tuple[TrainState, Metrics]:
         """Collect, store and, after the warm-up, update."""
         plan = self.plan
         keys = jax.random.split(jax.random.fold_in(run.key, number), plan.users_per_step + 2 * plan.updates_per_step)
-        users, learn_keys = keys[: plan.users_per_step], keys[plan.users_per_step :].reshape(-1, 2)
+        own_keys, learn_keys = keys[: plan.users_per_step], keys[plan.users_per_step :].reshape(-1, 2)
         at_random = number * plan.users_per_step < plan.warm_up
-        collected = self._collect(run, state.agent, users, at_random)
+        acting = Acting(state.agent, run.hypers, run.weights, at_random, number)
+        if plan.common_users:
+            first = number * plan.users_per_step
+            users = numbered_users("training", first + jnp.arange(plan.users_per_step))
+            collected = self._collect(run, acting, users, own_keys)
+        else:
+            collected = self._collect(run, acting, own_keys, None)
         stored = self.replay.add(state.replay, collected)
+        seen = state.replay if plan.stale else stored
 
         def updates(agent_state: AgentState) -> tuple[AgentState, Metrics]:
+            learn = lambda agent_state, keys: self._learn(acting._replace(state=agent_state), seen, keys)  # noqa: E731
             if plan.updates_per_step == 1:
-                return self._learn(run, agent_state, stored, learn_keys[0])
-            learn = lambda agent_state, keys: self._learn(run, agent_state, stored, keys)  # noqa: E731
+                return learn(agent_state, learn_keys[0])
             agent_state, metrics = jax.lax.scan(learn, agent_state, learn_keys)
             return agent_state, jax.tree.map(lambda x: x.mean(axis=0), metrics)
 
@@ -198,6 +206,10 @@ class _Loop:
             metrics = jax.eval_shape(updates, agent_state)[1]
             return agent_state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
 
-        agent_state, metrics = jax.lax.cond(at_random, nothing, updates, state.agent)
-        metrics = metrics | {"return": collected.reward.sum(axis=1).mean(), "updated": ~at_random}
+        learns = jnp.bool_(True) if plan.update_in_warm_up else ~at_random
+        # No update before there is a batch. Known from the step's number, like the warm-up: a predicate from the state
+        # would be batched where runs are vmapped.
+        learns &= (number + (0 if plan.stale else 1)) * plan.users_per_step >= plan.batch_size
+        agent_state, metrics = jax.lax.cond(learns, updates, nothing, state.agent)
+        metrics = metrics | {"return": collected.reward.sum(axis=1).mean(), "updated": learns}
         return dataclasses.replace(state, agent=agent_state, replay=stored), metrics

@@ -42,12 +42,14 @@ class Episode:
       action: [..., H, A] what the agent chose (a latent action, or the slate itself).
       reward: [..., H] float32, the clicks that followed the action, that is on o_{t+1}.
       final: [...] the observation o_H after the last action (methods with corrected credit need it).
+      hidden: [..., H, ...] what a privileged agent remembers of the simulator's user after each action, else ().
     """
 
     observation: Observation
     action: Array
     reward: Array
     final: Observation
+    hidden: Any = ()
 
 
 class Dims(NamedTuple):

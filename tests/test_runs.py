@@ -70,7 +70,7 @@ def final_state(directory: Path) -> dict[str, bytes]:
     """Every array of the newest checkpoint."""
     settings = TINY
     world = prepare.world_of(settings)
-    agent = runs.make_agent(settings, world.dims)
+    agent = runs.make_agent(settings, world)
     like = runs.Run(jax.random.key(0), prepare.as_arrays(settings.hypers), blank(world), world.params)
     training = runs.make_training(world.env, agent, settings.plan)
     tree = checkpoint.restore(directory / "checkpoints", (jax.eval_shape(training.init, like), like)).tree
@@ -78,7 +78,7 @@ def final_state(directory: Path) -> dict[str, bytes]:
 
 
 def blank(world) -> GeMSWeights:
-    params = jax.jit(runs.make_pretraining(TINY.gems.spec, world.dims).init)(jax.random.key(0)).params
+    params = jax.jit(make_pretraining(TINY.gems.spec, world.dims).init)(jax.random.key(0)).params
     return GeMSWeights(params, jnp.zeros(3), jnp.zeros(3))
 
 
@@ -150,7 +150,7 @@ def test_a_pretrained_gems_is_found_again(world, weights, home):
 
 def test_gems_is_what_its_epochs_give(world, weights, home):
     """Nothing is left out between the compiled pieces: all batches of both epochs, then the bounds of the codes."""
-    pretraining = prepare.make_pretraining(TINY.gems.spec, world.dims)
+    pretraining = make_pretraining(TINY.gems.spec, world.dims)
     logged = prepare.logged_data(TINY, world, home / "logs")
     everyone, validation, training = map(prepare.on_device, (logged, *datasets.split(logged)))
     key = jax.random.fold_in(jax.random.key(TINY.seed), prepare.PRETRAINING)
@@ -179,7 +179,7 @@ def worse_in_epoch_2(spec, dims):
 
 def test_the_epoch_that_validates_best_is_taken(world, home, tmp_path, monkeypatch):
     data = lambda: prepare.logged_data(TINY, world, home / "logs")  # noqa: E731
-    monkeypatch.setattr(prepare, "make_pretraining", worse_in_epoch_2)
+    monkeypatch.setattr(prepare.gems, "make_pretraining", worse_in_epoch_2)
     once = dataclasses.replace(TINY, gems=dataclasses.replace(TINY.gems, epochs=1))
     best = prepare.pretrained_gems(once, world, tmp_path / "one epoch", data)
     both = prepare.pretrained_gems(TINY, world, tmp_path / "two epochs", data)
@@ -219,7 +219,7 @@ def test_a_stop_in_the_last_epoch_of_pretraining_is_not_forgotten(world, home, t
 
         return pretraining._replace(validate=validate)
 
-    monkeypatch.setattr(prepare, "make_pretraining", stopped_while_validating)
+    monkeypatch.setattr(prepare.gems, "make_pretraining", stopped_while_validating)
     with pytest.raises(KeyboardInterrupt, match="GeMS is pre-trained and kept"):
         prepare.pretrained_gems(once, world, tmp_path, lambda: prepare.logged_data(TINY, world, home / "logs"))
     prepare.pretrained_gems(once, world, tmp_path, lambda: pytest.fail("GeMS was finished"))
@@ -400,7 +400,7 @@ def test_gems_that_is_not_finite_is_not_saved(world, home, tmp_path, monkeypatch
 
         return pretraining._replace(validate=validate)
 
-    monkeypatch.setattr(prepare, "make_pretraining", spoiled)
+    monkeypatch.setattr(prepare.gems, "make_pretraining", spoiled)
     data = lambda: prepare.logged_data(TINY, world, home / "logs")  # noqa: E731
     with pytest.raises(TrainingError, match=r"^epoch 1: \w+ is nan; there was no checkpoint yet"):
         prepare.pretrained_gems(TINY, world, tmp_path, data)
@@ -457,9 +457,9 @@ def test_the_best_validated_policy_is_tested_and_loaded(world, weights, tmp_path
 
         return epoch
 
-    def spy(env, policy, params, acting, users):
+    def spy(env, policy, params, acting, users, stream):
         tested.append(acting.state)
-        return evaluate(env, policy, params, acting, users)
+        return evaluate(env, policy, params, acting, users, stream)
 
     monkeypatch.setattr(runs._Driver, "_compile", changed)
     monkeypatch.setattr(runs, "evaluate", spy)

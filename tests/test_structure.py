@@ -17,10 +17,12 @@ NAMES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuff
 LAYERS = [
     ("gemsjax.errors", "gemsjax.types", "gemsjax.clock", "gemsjax.devices", "gemsjax.disk"),
     ("gemsjax.envs", "gemsjax.maths", "gemsjax.nets", "gemsjax.replay", "gemsjax.checkpoint", "gemsjax.tracking"),
+    ("gemsjax.personalisation",),
     ("gemsjax.belief", "gemsjax.rankers"),
     ("gemsjax.agents",),
     ("gemsjax.rollout",),
-    ("gemsjax.evaluate", "gemsjax.pretrain", "gemsjax.train", "gemsjax.datasets", "gemsjax.methods", "gemsjax.plots"),
+    ("gemsjax.evaluate", "gemsjax.pretrain", "gemsjax.train", "gemsjax.datasets", "gemsjax.methods"),
+    ("gemsjax.plots", "gemsjax.plots_personalisation", "gemsjax.plots_offline", "gemsjax.offline"),
     ("gemsjax.settings",),
     ("gemsjax.prepare",),
     ("gemsjax.runs",),
@@ -34,7 +36,7 @@ NEVER = {
 BEHIND = {
     "distrax": {"gemsjax.maths.distributions"},
     "orbax": {"gemsjax.checkpoint"},
-    "matplotlib": {"gemsjax.plots"},
+    "matplotlib": {"gemsjax.plots", "gemsjax.plots_personalisation", "gemsjax.plots_offline"},
     "pick" + "le": set(),
     "dill": set(),
     "cloudpick" + "le": set(),

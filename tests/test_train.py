@@ -161,7 +161,7 @@ def test_runs_of_one_program_may_differ_in_seed_environment_and_hyper_parameters
     [
         (Plan(batch_size=0), "batch_size"),
         (Plan(batch_size=30, replay_capacity=20), "batch_size"),
-        (Plan(warm_up=3), "warm_up"),
+        (Plan(warm_up=-1), "warm_up"),
         (Plan(users_per_step=3, replay_capacity=100), "replay_capacity"),
         (Plan(validation_users=-1), "validation_users"),
     ],

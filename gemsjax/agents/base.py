@@ -14,18 +14,20 @@ from gemsjax.types import Array, Episode, Key, Metrics, Observation
 AgentState = Any
 Hypers = Any
 Weights = Any
-"""Frozen pre-trained weights of the ranker (or ())."""
+"""What is frozen while a method learns: weights of its ranker, item embeddings, a known simulator's parameters, ()."""
 Noise = Any
 
 
 class Acting(NamedTuple):
-    """What a policy acts on, the same for every user: trained state, hyper-parameters, ranker weights."""
+    """What a policy acts on, the same for every user: trained state, hyper-parameters, frozen weights."""
 
     state: AgentState = ()
     hypers: Hypers = ()
     weights: Weights = ()
     at_random: Array | bool = False
     """Whether training is in its warm-up, in which an exploring policy acts at random."""
+    step: Array | int = 0
+    """Number of the training step, for schedules of exploration."""
 
 
 class Choice(NamedTuple):
@@ -45,6 +47,7 @@ class Policy(NamedTuple):
       draws: uniform numbers that a turn needs; a rollout draws those of whole episodes outside its scan.
       privileged: sees the simulator's user and parameters, `hidden = (state, params)`; every table marks it.
       asks_oracle: may put -1 into slates, which a privileged rule of the simulator fills.
+      remember: `(simulator's user after a turn) -> arrays` that a privileged agent learns from: `Episode.hidden`.
     """
 
     start: Callable[[], Any]
@@ -52,6 +55,7 @@ class Policy(NamedTuple):
     draws: int = 0
     privileged: bool = False
     asks_oracle: bool = False
+    remember: Callable[[Any], Any] | None = None
 
 
 class Agent(NamedTuple):

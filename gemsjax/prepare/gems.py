@@ -1,7 +1,6 @@
-"""What a run needs before it trains, from the host's side: logged data and a pre-trained GeMS, made once and kept.
+"""A pre-trained GeMS, made once and kept: `pretrained_gems` finds its earlier result, and continues where it stopped.
 
-`logged_data` and `pretrained_gems` find their earlier results on disk, and continue where they were stopped. Called by
-runs.py, experiments and notebooks.
+Called through `gemsjax.prepare`.
 """
 
 from __future__ import annotations
@@ -9,18 +8,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemsjax import checkpoint, datasets, disk, methods, tracking
-from gemsjax.errors import TrainingError
+from gemsjax import checkpoint, datasets, tracking
+from gemsjax.prepare.common import World, as_arrays, has_checkpoints, items_digest, require_finite
 from gemsjax.pretrain.gems import GeMSState, Pretraining, Slates, make_pretraining
 from gemsjax.rankers.gems import GeMSWeights
-from gemsjax.settings import GeMSSettings, TrainSettings, make_world
-from gemsjax.types import Dims
+from gemsjax.settings import GeMSSettings, TrainSettings
 
 BOUND_USERS = 1_000
 """Logged users whose latent codes span the action box (published implementation)."""
@@ -28,37 +26,6 @@ PRETRAINING = 2**32 - 2
 """Where training folds step numbers into the seed's key, pre-training folds this."""
 CALLS_PER_EPOCH = 10
 """Pieces in which an epoch of pre-training is called, for progress and Ctrl-C."""
-
-
-class World(NamedTuple):
-    """The environment of a run with its sizes."""
-
-    env: Any
-    params: Any
-    dims: Dims
-
-
-def world_of(settings: TrainSettings) -> World:
-    """The environment that the settings name."""
-    return World(*make_world(settings))
-
-
-def logged_data(settings: TrainSettings, world: World, data_root: Path) -> datasets.LoggedSlates:
-    """The logged slates that GeMS learns from, generated below `data_root` if they are not there."""
-    gems = settings.gems
-    identity = {"env": settings.env, "items": items_digest(world), **settings.env_settings}
-    name = f"{settings.env}_eps{gems.epsilon}_users{gems.users}-{checkpoint.config_hash(identity)[:6]}"
-    directory = data_root / name
-    data_root.mkdir(parents=True, exist_ok=True)
-    # Runs of several seeds share their data: whoever comes second waits for the first and finds them.
-    with (
-        disk.lock(data_root / f".{name}.lock"),
-        tracking.Progress(gems.users, "logged data", unit="users") as progress,
-    ):
-        datasets.generate(
-            world.env, world.params, directory, users=gems.users, epsilon=gems.epsilon, on_progress=progress.update
-        )
-    return datasets.load(directory)
 
 
 def pretrained_gems(
@@ -156,40 +123,13 @@ def _resume_pretraining(
     return state, done
 
 
-def has_checkpoints(directory: Path) -> bool:
-    """Whether a run ever finished a checkpoint: what a kill leaves of the first one is not one that got lost."""
-    return any((directory / "checkpoints").glob("step_*"))
-
-
-def untrained_weights(settings: TrainSettings, world: World) -> Any:
-    """A ranker of the right shapes that has learnt nothing: for restoring and for timing; () where there is none."""
-    if methods.method(settings.method).ranker != "gems":
-        return ()
+def untrained_gems(settings: TrainSettings, world: World) -> GeMSWeights:
+    """A GeMS of the right shapes that has learnt nothing: for restoring and for timing."""
     params = make_pretraining(settings.gems.spec, world.dims).init(jax.random.key(0)).params
     latent = settings.gems.latent_dim
     return GeMSWeights(params, jnp.zeros(latent), jnp.full(latent, 3.0))
 
 
-def items_digest(world: World) -> str:
-    """What the environment's items are, whatever the file that they came from is called."""
-    return disk.digest(np.asarray(world.params.item_embeddings).tolist())[:12]
-
-
 def on_device(data: datasets.LoggedSlates) -> Slates:
     """Logged users as flat rows on the default device, in storage types."""
     return Slates(*(jnp.asarray(column.reshape(-1, *column.shape[2:])) for column in (data.slates, data.clicks)))
-
-
-def as_arrays(hypers: Any) -> Any:
-    """Hyper-parameters as float32 scalars, so that changing one does not compile again."""
-    return jax.tree.map(jnp.float32, hypers)
-
-
-def require_finite(metrics: dict[str, np.ndarray], first: int, unit: str, directory: Path) -> None:
-    """Stop at the first value that is not finite, naming it; the checkpoint before it stays."""
-    bad = {name: int(np.argmin(np.isfinite(value))) for name, value in metrics.items() if not np.isfinite(value).all()}
-    if bad:
-        name = min(bad, key=lambda name: bad[name])
-        kept = checkpoint.latest_step(directory / "checkpoints")
-        stays = f"the checkpoint of {kept} stays in {directory}" if kept is not None else "there was no checkpoint yet"
-        raise TrainingError(f"{unit} {first + bad[name]}: {name} is {metrics[name][bad[name]]}; {stays}")

@@ -1,0 +1,106 @@
+"""The paper's Figure 3: best validation return of SAC+GeMS against the weights of GeMS's loss.
+
+    python -m experiments.figure3 --budget small --seeds 58407201
+
+Left: against beta (the KL term) at lambda 0.5; right: against lambda (the click term) at beta 1; latent widths 16 and
+32, means over seeds with 95 % Student-t intervals. Published: beta 1.0 is best for both widths. Each point needs its
+own pre-trained GeMS. Budgets: full 100,000 trajectories, ten seeds (220 runs of about an hour each on two CPU cores);
+small 10,000 and three; smoke for tests. Records, CSV and picture are below `OUT/<budget>-<variant>`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from experiments import _study
+from experiments._cli import run_cli
+from gemsjax import disk, plots
+from gemsjax.maths.statistics import Estimate, t_interval
+
+BETAS = (0.1, 0.2, 0.5, 1.0, 1.5, 2.0)
+LAMBDAS = (0.0, 0.2, 0.5, 0.8, 1.0)
+WIDTHS = (16, 32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments(_study.Arguments):
+    """What to run and where to keep it."""
+
+    betas: tuple[float, ...] = BETAS
+    """Weights of the KL term."""
+    lambdas: tuple[float, ...] = LAMBDAS
+    """Weights of the click term."""
+    widths: tuple[int, ...] = WIDTHS
+    """Latent widths."""
+    methods: tuple[str, ...] = ("sac-gems",)
+    """Methods that act through GeMS."""
+    out: Path = Path("results/figure3")
+    """Root of records and pictures."""
+
+
+Point = tuple[float, float, int]
+"""Beta, lambda, latent width."""
+
+
+def points(arguments: Arguments) -> list[Point]:
+    """Both lines of the picture; the point that they share once."""
+    lines = [(beta, 0.5, d) for d in arguments.widths for beta in arguments.betas]
+    lines += [(1.0, weight, d) for d in arguments.widths for weight in arguments.lambdas]
+    return list(dict.fromkeys(lines))
+
+
+def jobs(arguments: Arguments, env: str) -> list[tuple[Point, str, _study.Job]]:
+    """Every run with its point and method, seed by seed."""
+    made = []
+    for seed in arguments.all_seeds:
+        for method in arguments.methods:
+            for point in points(arguments):
+                beta, weight, width = point
+                gems = {"beta": beta, "click_weight": weight, "latent_dim": width}
+                made.append((point, method, arguments.job(method, env, seed, gems=gems)))
+    return made
+
+
+def estimates(found: Sequence[tuple[Point, str, dict[str, Any]]]) -> dict[tuple[str, Point], Estimate]:
+    """Best validation return by method and point: mean over seeds with its interval."""
+    values: dict[tuple[str, Point], list[float]] = {}
+    for point, method, record in found:
+        values.setdefault((method, point), []).append(record["best_validation"])
+    return {key: t_interval(group) for key, group in values.items()}
+
+
+def _lines(table: dict[tuple[str, Point], Estimate], axis: int) -> dict[str, list[tuple[float, Estimate]]]:
+    """Points along beta (axis 0, at lambda 0.5) or lambda (axis 1, at beta 1) by method and width."""
+    other, fixed = 1 - axis, (1.0, 0.5)
+    lines: dict[str, list[tuple[float, Estimate]]] = {}
+    for (method, point), estimate in table.items():
+        if point[other] == fixed[other]:
+            lines.setdefault(f"{method}, d = {point[2]}", []).append((point[axis], estimate))
+    return {label: sorted(line, key=lambda p: p[0]) for label, line in lines.items()}
+
+
+def main(arguments: Arguments) -> None:
+    directory, places = arguments.directory, arguments.places
+    for env in arguments.envs:
+        wanted = jobs(arguments, env)
+        records = _study.perform([one for _, _, one in wanted], places)
+        found = [(point, method, record) for (point, method, _), record in zip(wanted, records, strict=True)]
+        table = estimates(found)
+        panels = {"beta (lambda 0.5)": _lines(table, 0), "lambda (beta 1)": _lines(table, 1)}
+        picture = plots.save(
+            plots.lines_with_intervals(panels, "best validation return"), directory / f"figure3_{env}.png"
+        )
+        lines = ["method,beta,lambda,latent_dim,mean,low,high"]
+        lines += [f"{m},{p[0]},{p[1]},{p[2]},{e.value:.3f},{e.low:.3f},{e.high:.3f}" for (m, p), e in table.items()]
+        disk.write(directory / f"figure3_{env}.csv", ("\n".join(lines) + "\n").encode())
+        print("\n".join(lines))
+        print(f"picture: {picture}")
+
+
+if __name__ == "__main__":
+    run_cli(lambda: main(tyro.cli(Arguments, prog="python -m experiments.figure3", description=__doc__)))

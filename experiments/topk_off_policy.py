@@ -1,0 +1,234 @@
+"""Learn to recommend from another policy's log: without correction, with the first-order, with the top-K correction.
+
+    python -m experiments.topk_off_policy [--budget smoke|small|full] [--json FILE] [--out DIR]
+
+First the three bandits whose limits are known (the largest error of each must be below 0.002). Then users of the
+epsilon-greedy oracle are logged, each correction learns from the log alone, and the policies are played online with
+test users: greedily (the ten most probable items) and as they would be served (K' = 5 and five drawn). Importance
+weights, lambda and the estimated behaviour are judged on users that nothing was learnt from; what the logging policy
+really did is found by playing the logged users again. Pictures and checkpoints go to DIR.
+
+EXPECTED
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import gemsjax
+from experiments._cli import run_cli
+from gemsjax import checkpoint, datasets, disk, methods, plots, plots_offline
+from gemsjax.agents.base import Acting
+from gemsjax.agents.logged import LoggedEpisodes
+from gemsjax.agents.topk_reinforce import Learner, TopKHypers, TopKSpec, make_topk_learner
+from gemsjax.datasets.episodes import from_logs
+from gemsjax.datasets.propensities import oracle_slates, propensities
+from gemsjax.errors import TrainingError, require_choice
+from gemsjax.evaluate import Evaluation, evaluate
+from gemsjax.offline import OfflinePlan, make_offline_training
+from gemsjax.offline.bandits import known, learn
+from gemsjax.tracking import Progress
+from gemsjax.types import Dims
+
+VARIANTS = {
+    "none": TopKSpec(correction="none", certain=5),
+    "first-order": TopKSpec(correction="first_order", certain=5),
+    "top-K": TopKSpec(correction="topk", certain=5),
+    "top-K, logged propensities": TopKSpec(correction="topk", behaviour="logged", certain=5),
+}
+REFERENCES = ("random", "short-term-oracle", "epsilon-greedy-oracle")
+EPSILON, CALLS = 0.5, 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """Logged users (a tenth judges), passes over them, users of an update, test users."""
+
+    users: int
+    epochs: int
+    batch: int
+    test_users: int
+
+
+BUDGETS = {
+    "smoke": Budget(users=40, epochs=1, batch=6, test_users=8),
+    "small": Budget(users=1_000, epochs=4, batch=16, test_users=200),
+    "full": Budget(users=20_000, epochs=10, batch=32, test_users=500),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What may be changed."""
+
+    budget: Literal["smoke", "small", "full"] = "small"
+    """How much of everything."""
+    env: str = "focused_topdown"
+    """Name of an environment."""
+    seed: int = 58407201
+    """Of learning; the log and the test users are the same for all."""
+    out: Path = Path("runs/topk_off_policy")
+    """Directory for log, checkpoints and pictures."""
+    json: Path | None = None
+    """Write all numbers to this file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Logs:
+    """The environment, and its log in two parts."""
+
+    env: Any
+    params: Any
+    training: LoggedEpisodes
+    held_out: LoggedEpisodes
+    mean_return: float
+
+    @property
+    def dims(self) -> Dims:
+        """Of learning: a log's first turn is only observed."""
+        return Dims(self.env.num_items, self.env.slate_size, self.env.horizon - 1)
+
+
+def main(arguments: Arguments) -> None:
+    require_choice("budget", arguments.budget, BUDGETS)
+    budget, console, started = BUDGETS[arguments.budget], Console(), time.perf_counter()
+    if arguments.json is not None:  # now, so that a wrong place is not found out at the end
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    report: dict[str, Any] = {"budget": arguments.budget, "env": arguments.env, "bandits": _bandits(console)}
+    logs = _logs(arguments.env, budget, arguments.out)
+    table = {name: _reference(name, logs, budget.test_users) for name in REFERENCES}
+    weights: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    pictures = []
+    for name, spec in VARIANTS.items():
+        learner, acting = _trained(name, spec, logs, budget, arguments)
+        for serving, policy in (("greedy", learner.agent.greedy), ("served", learner.agent.explore)):
+            table[f"{name}, {serving}"] = evaluate(logs.env, policy, logs.params, acting, budget.test_users)
+        judged, shown = _judged(learner, acting, logs.held_out)
+        report[name], weights[name] = judged, shown[:2]
+        if name == "top-K":
+            picture = plots_offline.calibration(*shown[2:], "behaviour head on held-out users")
+            pictures.append(plots.save(picture, arguments.out / "calibration.png"))
+    drawn = plots_offline.weight_histograms(weights, TopKHypers().cap, logs.dims.slate_size, "held-out users")
+    pictures.append(plots.save(drawn, arguments.out / "weights.png"))
+    report |= {"returns": {name: _row(found) for name, found in table.items()}, "logged_return": logs.mean_return}
+    report["seconds"] = time.perf_counter() - started
+    _show(console, table, report)
+    for path in pictures:
+        console.print(f"picture: {path}", soft_wrap=True)
+    if arguments.json is not None:
+        disk.write_json(arguments.json, report)
+
+
+def _bandits(console: Console) -> dict[str, Any]:
+    """Largest distance of each bandit's learnt policy from its limit."""
+    errors = {name: float(np.abs(learn(bandit) - bandit.limit).max()) for name, bandit in known().items()}
+    for name, error in errors.items():
+        console.print(f"bandit with correction {name}: largest distance from its limit {error:.5f}")
+    return errors
+
+
+def _logs(env_name: str, budget: Budget, out: Path) -> Logs:
+    """Logged users with the propensities of their slates, a tenth of them apart."""
+    env, params = gemsjax.make(env_name)
+    directory = out / f"logs_{env_name}_{budget.users}"
+    with Progress(budget.users, "logged data", unit="users") as progress:
+        datasets.generate(env, params, directory, users=budget.users, epsilon=EPSILON, on_progress=progress.update)
+    data = datasets.load(directory)
+    chance = propensities(data.slates, oracle_slates(env, params, data), EPSILON, env.num_items)
+    episodes, held_out = from_logs(data, chance), budget.users // 10
+    parts = (jax.tree.map(lambda x, cut=cut: x[cut], episodes) for cut in (slice(held_out, None), slice(held_out)))
+    training, judging = parts
+    return Logs(env, params, jax.tree.map(jnp.asarray, training), judging, datasets.mean_return(data))
+
+
+def _reference(name: str, logs: Logs, users: int) -> Evaluation:
+    policy = methods.method(name).policy
+    assert policy is not None
+    dims = Dims(logs.env.num_items, logs.env.slate_size, logs.env.horizon)
+    return evaluate(logs.env, policy(dims), logs.params, users=users)
+
+
+def _trained(name: str, spec: TopKSpec, logs: Logs, budget: Budget, arguments: Arguments) -> tuple[Learner, Acting]:
+    """A policy that has learnt from the training part of the log; its checkpoint is kept."""
+    learner = make_topk_learner(spec, logs.dims)
+    training = make_offline_training(learner.agent, OfflinePlan(budget.batch))
+    hypers = jax.tree.map(jnp.float32, TopKHypers())
+    key = jax.random.key(arguments.seed)
+    batches = training.batches(len(logs.training.reward))
+    state = jax.jit(training.init)(key, hypers)
+    updates = jax.jit(training.updates, donate_argnums=0)
+    with Progress(budget.epochs * batches, f"correction: {name}", unit="updates") as progress:
+        for epoch in range(budget.epochs):
+            for numbers in np.array_split(np.arange(batches), min(CALLS, batches)):
+                state, metrics = updates(state, hypers, (), key, logs.training, jnp.int32(epoch), numbers)
+                told = {metric: float(value.mean()) for metric, value in metrics.items()}
+                bad = [metric for metric, value in told.items() if not np.isfinite(value)]
+                if bad:
+                    raise TrainingError(f"epoch {epoch + 1} of correction {name}: {bad[0]} is no longer finite")
+                progress.update(epoch * batches + int(numbers[-1]) + 1, {"policy loss": told["policy_loss"]})
+    config = {"env": arguments.env, "seed": arguments.seed, **dataclasses.asdict(budget), **dataclasses.asdict(spec)}
+    checkpoint.save(arguments.out / "checkpoints" / name.replace(", ", "_").replace(" ", "_"), state,
+                    step=budget.epochs * batches, config=config)  # fmt: skip
+    return learner, Acting(state, hypers)
+
+
+def _judged(
+    learner: Learner, acting: Acting, held_out: LoggedEpisodes
+) -> tuple[dict[str, float], tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Numbers of the weights and of the estimated behaviour, and (ratios, lambdas, estimated, logged) to draw."""
+    seen = jax.tree.map(np.asarray, jax.jit(learner.inspect)(acting, jax.tree.map(jnp.asarray, held_out)))
+    logged = np.log(np.swapaxes(np.asarray(held_out.propensity), 0, 1))
+    learnt = seen.mask > 0
+    ratio, top_k = seen.weights.ratio[learnt], seen.weights.top_k[learnt]
+    often = logged > logged.mean()
+    numbers = {
+        "mean_ratio": float(ratio.mean()),
+        "effective_share": float(ratio.mean() ** 2 / np.square(ratio).mean()),
+        "capped_share": float((ratio > TopKHypers().cap).mean()),
+        "mean_lambda": float(top_k.mean()),
+        "cross_entropy_estimated": float(-seen.log_beta.mean()),
+        "cross_entropy_logged": float(-logged.mean()),
+        "estimated_over_logged_of_oracle_items": float(np.exp(seen.log_beta[often] - logged[often]).mean()),
+        "estimated_over_logged_of_random_items": float(np.exp(seen.log_beta[~often] - logged[~often]).mean()),
+        "mean_inverse_estimated": float(np.exp(-seen.log_beta).mean() / learner_items(acting)),
+        "mean_inverse_logged": float(np.exp(-logged).mean() / learner_items(acting)),
+    }
+    return numbers, (ratio, top_k, np.exp(seen.log_beta).ravel(), np.exp(logged).ravel())
+
+
+def learner_items(acting: Acting) -> int:
+    """I, of a trained learner."""
+    return acting.state.params.policy.shape[0]
+
+
+def _row(found: Evaluation) -> dict[str, Any]:
+    return {"mean": found.mean, "standard_error": found.standard_error, "users": found.returns.size}
+
+
+def _show(console: Console, table: dict[str, Evaluation], report: dict[str, Any]) -> None:
+    results = Table("policy", "clicks in 100 turns", "standard error", title="Played online with test users")
+    for name, found in table.items():
+        entry = methods.METHODS.get(name)
+        title = name if entry is None else entry.title + (" *" if entry.privileged else "")
+        results.add_row(title, f"{found.mean:.1f}", f"{found.standard_error:.1f}")
+    results.caption = "* privileged: knows the user's true interests"
+    console.print(results)
+    names = list(VARIANTS)
+    numbers = Table("on held-out users", *names, title="Importance weights and estimated behaviour")
+    for number in report[names[0]]:
+        numbers.add_row(number.replace("_", " "), *(f"{report[name][number]:.3f}" for name in names))
+    console.print(numbers)
+
+
+if __name__ == "__main__":
+    run_cli(lambda: main(tyro.cli(Arguments, prog="python -m experiments.topk_off_policy", description=__doc__)))

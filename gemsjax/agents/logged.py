@@ -1,0 +1,102 @@
+"""Episodes that someone else's policy collected, with what a log knows besides: `LoggedEpisodes`.
+
+Agents that correct for the logging policy learn from these; `to_episodes` gives any other agent its `Episode`. Made by
+`datasets.episodes` from logs and tables, and by `from_episodes` from what an agent collected itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from gemsjax.types import Array, Episode, Observation
+
+Column = Any
+"""An array of any storage type, of JAX or NumPy, or () for what a log does not hold."""
+
+
+@struct.dataclass
+class LoggedEpisodes:
+    """Users' turns 0 .. H: turn 0 is only observed, turns 1 .. H are also learnt from.
+
+    A user with fewer turns is padded at the end; slots and turns of padding hold the item -1 and are not `taken`.
+
+    Attributes:
+      turns: [..., H+1, K] what was shown and clicked.
+      reward: [..., H] float32 reward of turns 1 .. H.
+      item_reward: [..., H, K] float32 reward of each shown item; () shares a turn's reward among its clicked items.
+      taken: [..., H, K] whether a slot holds an item that somebody was shown; () if all do.
+      propensity: [..., H, K] probability with which the logging policy shows the item in a slot; () if unknown.
+    """
+
+    turns: Observation
+    reward: Column
+    item_reward: Column = ()
+    taken: Column = ()
+    propensity: Column = ()
+
+
+class Actions(NamedTuple):
+    """A batch of logged turns as a learner sees them, time-major.
+
+    Attributes:
+      seen: [H, B, K] observations that the turns' slates were chosen on.
+      items: [H, B, K] int32, the items shown.
+      clicks: [H, B, K] bool.
+      reward: [H, B].
+      item_reward, taken: [H, B, K] float32.
+      propensity: [H, B, K] or ().
+    """
+
+    seen: Observation
+    items: Array
+    clicks: Array
+    reward: Array
+    item_reward: Array
+    taken: Array
+    propensity: Column
+
+
+def from_episodes(episodes: Episode) -> LoggedEpisodes:
+    """Episodes [B, H] of an agent's own; the slate that action t made is the one in observation t + 1."""
+    last = jax.tree.map(lambda x: x[:, None], episodes.final)
+    turns = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), episodes.observation, last)
+    return LoggedEpisodes(turns, episodes.reward)
+
+
+def to_episodes(logged: LoggedEpisodes) -> Episode:
+    """The same as `Episode` [B, H], whose actions are the slates.
+
+    It has no place for padding: give other agents logs without any (`partial="drop"` in `datasets.episodes`).
+    """
+    before, final = (jax.tree.map(lambda x, cut=cut: x[:, cut], logged.turns) for cut in (slice(None, -1), -1))
+    action = jnp.asarray(logged.turns.slate[:, 1:], jnp.int32)
+    return Episode(observation=before, action=action, reward=logged.reward, final=final)
+
+
+def actions(logged: LoggedEpisodes) -> Actions:
+    """Logged episodes [B] as actions, time-major, storage types widened."""
+
+    def swap(x: Any) -> Any:
+        return jax.tree.map(lambda leaf: jnp.swapaxes(jnp.asarray(leaf), 0, 1), x)
+
+    slates, clicks = (swap(x) for x in (logged.turns.slate, logged.turns.clicks))
+    slates, clicks, reward = slates.astype(jnp.int32), clicks.astype(bool), swap(logged.reward)
+    clicked = clicks[1:].astype(jnp.float32)
+    share = clicked / jnp.maximum(clicked.sum(axis=-1, keepdims=True), 1.0)
+    return Actions(
+        seen=Observation(slates[:-1], clicks[:-1]),
+        items=slates[1:],
+        clicks=clicks[1:],
+        reward=reward,
+        item_reward=swap(logged.item_reward) if _known(logged.item_reward) else share * reward[..., None],
+        taken=swap(logged.taken).astype(jnp.float32) if _known(logged.taken) else jnp.ones_like(clicked),
+        propensity=swap(logged.propensity) if _known(logged.propensity) else (),
+    )
+
+
+def _known(column: Column) -> bool:
+    return not isinstance(column, tuple)

@@ -1,0 +1,123 @@
+"""What the simulator tells privileged learners: who clicks what, as functions of what was remembered of a user.
+
+`make_click_model(env)` gives the click model of an environment, with the contract of `agents.click_model.ClickModel`
+(which this module may not import). Called by whoever builds agents.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemsjax.envs import clicks
+from gemsjax.envs.topics import TopicEnv, TopicParams, TopicState
+from gemsjax.errors import require
+from gemsjax.maths.slate_optimisers import Candidates
+from gemsjax.types import Array
+
+NO_CLICK = 1.0
+"""Appeal of clicking nothing: as much as that of one item that is surely relevant."""
+
+
+class TopicMemory(NamedTuple):
+    """What a topic user's relevances depend on.
+
+    Attributes:
+      user_embedding: [D] float32, without any mask.
+      bored: [T] bool, the mask of the turn just played; the next turn may begin with another one [16].
+    """
+
+    user_embedding: Array
+    bored: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class TopicClicks:
+    """The click model of the topic simulator, see `agents.click_model.ClickModel` for what the functions mean.
+
+    Its users may click several items of a slate, so greedy and exact slates (`maths.slate_optimisers`) stand on a
+    stand-in of a user who makes one choice: proportional to relevance, against `NO_CLICK`. The short-term boost is left
+    out, as in the published implementation (it is 1 in all published settings).
+
+    Attributes:
+      num_topics, topic_size: T, S.
+      independent_clicks: whether the examination table's columns are equal.
+    """
+
+    num_topics: int
+    topic_size: int
+    independent_clicks: bool
+
+    def remember(self, state: TopicState) -> TopicMemory:
+        """The user's embedding and boredom."""
+        return TopicMemory(state.user_embedding, state.bored)
+
+    def candidates(self, params: TopicParams, memory: TopicMemory, boredom: str) -> Candidates:
+        """Relevance of every item, as published `get_relevances`."""
+        interest = jnp.where(self._left_out(memory.bored, boredom), 0.0, memory.user_embedding)
+        # Full float32 on every device: the slope magnifies rounding.
+        scores = jnp.matmul(params.item_embeddings, interest, precision=jax.lax.Precision.HIGHEST) / params.max_score
+        relevance = jax.nn.sigmoid((scores - params.relevance_offset) * params.relevance_slope)
+        return Candidates(relevance, jnp.float32(NO_CLICK))
+
+    def penalty(self, params: TopicParams, items: Array) -> Array:
+        """The diversity penalty where one topic fills `diversity_threshold` of the items or more, else 1."""
+        topics = jnp.where(items >= 0, params.item_topics[items], -1)
+        most = (topics[:, None] == jnp.arange(self.num_topics)).sum(axis=0).max()
+        return jnp.where(most >= params.diversity_threshold, params.diversity_penalty, 1.0)
+
+    def click_probabilities(self, params: TopicParams, appeal: Array, no_click: Array) -> Array:
+        """Appeal times examination, or the recursion over the latest click where ranks depend on it."""
+        return clicks.click_probabilities(appeal, params.examination, self.independent_clicks)
+
+    def choice_probabilities(self, params: TopicParams, appeal: Array, no_click: Array, clicked: str) -> Array:
+        """The same clicks, one of which is the choice; as if they were independent, which they are but for tables
+        whose columns differ."""
+        chances = self.click_probabilities(params, appeal, no_click)
+        return {"each": any_click_chosen, "first": first_click_chosen}[clicked](chances)
+
+    def _left_out(self, bored: Array, boredom: str) -> Array:
+        """[D] bool: which numbers of the user count nothing."""
+        number, topic, size = (
+            jnp.arange(self.num_topics * self.topic_size),
+            jnp.arange(self.num_topics),
+            self.topic_size,
+        )
+        first, last = {
+            "masked": (size * topic, size * (topic + 1)),
+            "misplaced": (size * topic, (size + 1) * topic),
+            "none": (topic, topic),
+        }[boredom]
+        inside = (number >= first[:, None]) & (number < last[:, None])
+        return (inside & bored[:, None]).any(axis=0)
+
+
+def first_click_chosen(chances: Array) -> Array:
+    """Chance that a rank has the topmost of several independent clicks: [K] -> [K]."""
+    none_above = jnp.cumprod(1.0 - chances)
+    return chances * jnp.concatenate([jnp.ones(1, chances.dtype), none_above[:-1]])
+
+
+def any_click_chosen(chances: Array) -> Array:
+    """Chance that a rank has the one that is picked out of several independent clicks at random: [K] -> [K].
+
+    It is p_j E[1 / (1 + the other clicks)] = p_j times the integral over t in [0, 1] of the product over i != j of
+    (1 - p_i + p_i t): a polynomial, so Gauss's rule with K/2 nodes is exact.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(-(-chances.shape[0] // 2))
+    factors = 1.0 - chances[:, None] * (0.5 - 0.5 * nodes)  # above 0: no node is at an end
+    return chances * (factors.prod(axis=0) / factors * (0.5 * weights)).sum(axis=1)
+
+
+def make_click_model(env: Any) -> TopicClicks:
+    """The click model of an environment.
+
+    Raises:
+      SettingError: the environment has none to tell of.
+    """
+    require(isinstance(env, TopicEnv), "env", env, "a topic simulator: no click model is known of any other")
+    return TopicClicks(env.num_topics, env.topic_size, env.independent_clicks)

@@ -1,0 +1,92 @@
+"""What a run needs before it trains, from the host's side: logged data and frozen weights, made once and kept.
+
+`frozen_weights` makes whatever the run's method acts through; `logged_data`, `pretrained_gems` and `mf_embeddings` are
+its parts. All find their earlier results on disk, and continue where they were stopped. Called by runs.py, experiments
+and notebooks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemsjax import methods
+from gemsjax.envs.catalogue import load_catalogue
+from gemsjax.errors import DataError
+from gemsjax.prepare.common import (
+    World,
+    as_arrays,
+    has_checkpoints,
+    items_digest,
+    known_checksum,
+    logged_data,
+    require_finite,
+    world_of,
+)
+from gemsjax.prepare.gems import PRETRAINING, on_device, pretrained_gems, untrained_gems
+from gemsjax.prepare.mf import mf_embeddings
+from gemsjax.rankers.items import item_weights
+from gemsjax.settings import TrainSettings
+
+__all__ = [
+    "PRETRAINING", "World", "as_arrays", "frozen_weights", "has_checkpoints", "items_digest", "logged_data",
+    "mf_embeddings", "on_device", "pretrained_gems", "require_finite", "untrained_weights", "world_of",
+]  # fmt: skip
+
+RANDOM_EMBEDDINGS = 2**32 - 3
+"""Where training folds step numbers into the seed's key, random item embeddings fold this."""
+
+
+def frozen_weights(settings: TrainSettings, world: World, root: Path, data_root: Path) -> Any:
+    """What the method acts through and does not change: a pre-trained GeMS, item embeddings, a known simulator, ().
+
+    Args:
+      settings: resolved.
+      root: of all runs; pre-trained weights are kept below it.
+      data_root: of logged data, generated if something has to be pre-trained and it is not there.
+
+    Raises:
+      TrainingError, KeyboardInterrupt: see `pretrained_gems`.
+    """
+    entry = methods.method(settings.method)
+    if entry.ranker == "gems":
+        return pretrained_gems(settings, world, root, lambda: logged_data(settings, world, data_root))
+    if entry.knows_simulator:
+        return world.params
+    if settings.embeddings is None:
+        return ()
+    return item_weights(jnp.asarray(_embeddings(settings, world, root, data_root)))
+
+
+def _embeddings(settings: TrainSettings, world: World, root: Path, data_root: Path) -> np.ndarray:
+    if settings.embeddings == "ideal":
+        return np.asarray(world.params.item_embeddings)
+    if settings.embeddings == "random":
+        key = jax.random.fold_in(jax.random.key(settings.seed), RANDOM_EMBEDDINGS)
+        return np.asarray(jax.random.normal(key, world.params.item_embeddings.shape))
+    if settings.embeddings in (None, "mf"):
+        data, checksum = (lambda: logged_data(settings, world, data_root)), known_checksum(settings, world, data_root)
+        return mf_embeddings(settings, world, root, data, checksum)
+    return _read(str(settings.embeddings), world.dims.num_items)
+
+
+def _read(path: str, items: int) -> np.ndarray:
+    """Item embeddings of the user's own: [items, E], finite."""
+    array = load_catalogue(path)
+    if array.ndim != 2 or array.shape[0] != items or not np.isfinite(array).all():
+        raise DataError(f"{path}: holds an array of shape {array.shape}; wanted are finite numbers [{items}, width]")
+    return array
+
+
+def untrained_weights(settings: TrainSettings, world: World) -> Any:
+    """Frozen weights of the right shapes that cost nothing: for restoring and for timing."""
+    entry = methods.method(settings.method)
+    if entry.ranker == "gems":
+        return untrained_gems(settings, world)
+    if entry.knows_simulator:
+        return world.params
+    return () if settings.embeddings is None else item_weights(jnp.asarray(world.params.item_embeddings))

@@ -1,0 +1,88 @@
+"""Rankers over item embeddings, and the embeddings with the box that actions live in. Called by agents and prepare.
+
+The embeddings are frozen: the simulator's own ('ideal', privileged), matrix factorisation's, or random ones.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from gemsjax.errors import DataError, require_count
+from gemsjax.maths.slates import best_item, top_items
+from gemsjax.rankers import Ranker
+from gemsjax.types import Array, Dims
+
+
+@struct.dataclass
+class ItemWeights:
+    """Item embeddings as a ranker needs them.
+
+    Attributes:
+      embeddings: [I, E].
+      centre, scale: [E] middle and half range of the embeddings in each dimension.
+    """
+
+    embeddings: Array
+    centre: Array
+    scale: Array
+
+
+def item_weights(embeddings: Array) -> ItemWeights:
+    """Weights from embeddings [I, E]: the box reaches from the least to the largest number of each dimension.
+
+    Raises:
+      DataError: not a matrix.
+    """
+    if jnp.ndim(embeddings) != 2:
+        raise DataError(f"item embeddings of shape {jnp.shape(embeddings)}: a matrix [items, dimensions] is needed")
+    embeddings = jnp.asarray(embeddings, jnp.float32)
+    low, high = embeddings.min(axis=0), embeddings.max(axis=0)
+    return ItemWeights(embeddings, (low + high) / 2, (high - low) / 2)
+
+
+def make_topk_ranker(dims: Dims, item_dim: int) -> Ranker:
+    """One query [E]: the K items with the largest dot products, best first, ties to the lowest number.
+
+    Raises:
+      SettingError: embeddings without a dimension, or a catalogue smaller than a slate.
+    """
+    require_count("item_dim", item_dim)
+    require_count("slate_size", dims.slate_size, 1, dims.num_items)
+
+    def decode(weights: ItemWeights, action: Array) -> Array:
+        return top_items(weights.embeddings @ action, dims.slate_size)
+
+    def box(weights: ItemWeights) -> tuple[Array, Array]:
+        return weights.centre, weights.scale
+
+    return Ranker(decode, box, item_dim)
+
+
+def make_khead_ranker(dims: Dims, item_dim: int) -> Ranker:
+    """A query for every slot, [K * E] with the slots outermost: per slot the item with the largest dot product.
+
+    Duplicates are allowed. The box is that of one query, once for each slot.
+
+    Raises:
+      SettingError: embeddings without a dimension.
+    """
+    require_count("item_dim", item_dim)
+
+    def decode(weights: ItemWeights, action: Array) -> Array:
+        return best_item(action.reshape(dims.slate_size, item_dim) @ weights.embeddings.T)
+
+    def box(weights: ItemWeights) -> tuple[Array, Array]:
+        return jnp.tile(weights.centre, dims.slate_size), jnp.tile(weights.scale, dims.slate_size)
+
+    return Ranker(decode, box, dims.slate_size * item_dim)
+
+
+def nearest_items(embeddings: Array, queries: Array, count: int) -> Array:
+    """The `count` items nearest to each query in Euclidean distance, nearest first: [I, E], [n, E] -> [n, count] int32.
+
+    One product and a search, since |q - e|^2 orders items as |e|^2 / 2 - q.e does.
+    """
+    closeness = embeddings @ queries.T - 0.5 * jnp.square(embeddings).sum(axis=-1, keepdims=True)
+    return jax.vmap(lambda scores: top_items(scores, count), in_axes=1)(closeness)

@@ -1,0 +1,141 @@
+"""The registry: every method is what it declares, in both variants; and the published training loops, slips and all."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from probes import HORIZON, ITEMS, ProbeEnv, Rules
+
+from gemsjax import methods, prepare, runs
+from gemsjax.agents import references
+from gemsjax.agents.base import Acting, Agent
+from gemsjax.errors import SettingError
+from gemsjax.evaluate import user_keys
+from gemsjax.rollout import episodes
+from gemsjax.settings import TrainSettings, defaults, from_config
+from gemsjax.train import Plan, Run, make_training
+from gemsjax.types import Dims
+
+SMALL = {"num_items": 40, "slate_size": 4, "horizon": 6}
+
+
+@pytest.mark.parametrize("variant", ["corrected", "published"])
+@pytest.mark.parametrize("name", methods.learners())
+def test_every_learner_is_what_it_declares(name, variant):
+    settings = TrainSettings(method=name, variant=variant, env_settings=SMALL).resolved()
+    world = prepare.world_of(settings)
+    agent = runs.make_agent(settings, world, prepare.untrained_weights(settings, world))
+    entry = methods.method(name)
+    declared = agent.greedy.privileged or agent.explore.privileged or settings.embeddings == "ideal"
+    assert settings.privileged == declared == entry.privileged
+    assert agent.explore.remember is None or entry.privileged
+    assert from_config(dataclasses.asdict(settings)) == settings
+
+
+@pytest.mark.parametrize("name", [name for name in methods.METHODS if name not in methods.learners()])
+def test_every_reference_is_what_it_declares(name):
+    entry = methods.method(name)
+    assert entry.policy(Dims(40, 4, 6)).privileged == entry.privileged
+
+
+def test_names_of_directories_are_plain_and_differ():
+    names = [entry.directory for entry in methods.METHODS.values()]
+    assert len(set(names)) == len(names) and all(set(name) <= set(name) - set(" +()/") for name in names)
+    assert methods.method("sac-gems").directory == "SAC_GeMS"
+
+
+def test_the_published_variant_differs_where_the_table_says():
+    corrected, published = (defaults("reinforce-softmax", variant) for variant in ("corrected", "published"))
+    plan = published["plan"]
+    assert (plan.stale, plan.update_in_warm_up, plan.warm_up, plan.common_users) == (True, True, 2_000, True)
+    assert not any((corrected["plan"].stale, corrected["plan"].update_in_warm_up, corrected["plan"].common_users))
+    assert (published["spec"].credit, published["spec"].return_to_go) == ("published", "divided")
+    assert (published["gems"].noise, published["gems"].shuffle) == ("variance", False)
+    assert (corrected["gems"].noise, corrected["gems"].shuffle) == ("deviation", True)
+    assert (published["test_stream"], corrected["test_stream"]) == ("training", "test")
+    assert defaults("sac-gems", "published")["hypers"].initial_alpha == 1.0
+    assert (
+        defaults("sac-gems", "corrected")["hypers"].initial_alpha
+        == defaults("sac-gems", "corrected")["hypers"].first_alpha
+    )
+    assert defaults("sac-wknn", "published")["embeddings"] == "random"
+    with pytest.raises(SettingError, match="did you mean 'published'"):
+        defaults("sac-gems", "publishd")
+
+
+# -- the loop ----------------------------------------------------------------------------------------------------------
+
+
+def spy_agent() -> Agent:
+    """Acts at random and reports the return of the first episode of its batch, and which step it was told."""
+    policy = references.make_random(Dims(ITEMS, 1, HORIZON))
+
+    def update(acting, batch, _noise):
+        return acting.state + 1, {"sampled": batch.reward[0].sum(), "told": jnp.float32(acting.step)}
+
+    return Agent(lambda key, hypers: jnp.float32(0.0), policy, policy, lambda key, batch: (), update)
+
+
+def steps(plan: Plan, seed: int = 0, count: int = 8):
+    training = make_training(ProbeEnv(), spy_agent(), plan)
+    rules = jax.tree.map(jnp.float32, Rules(left=1.0, latest_coin=0.1, bait=0.01))
+    run = Run(jax.random.key(seed), (), (), rules)
+    state, metrics = jax.jit(training.steps)(run, training.init(run), jnp.arange(count))
+    return state, jax.tree.map(np.asarray, metrics)
+
+
+ON_POLICY = Plan(batch_size=1, replay_capacity=1, warm_up=3)
+
+
+def test_on_policy_learns_from_the_episode_just_collected():
+    _, metrics = steps(ON_POLICY)
+    np.testing.assert_array_equal(metrics["updated"], [False] * 3 + [True] * 5)
+    np.testing.assert_allclose(metrics["sampled"][3:], metrics["return"][3:])
+    np.testing.assert_array_equal(metrics["told"][3:], np.arange(3, 8))
+    assert len(set(metrics["return"])) > 4  # the episodes can be told apart
+
+
+def test_stale_learns_from_the_one_before_and_in_the_warm_up():
+    """[22] and [23]: steps 0, 1, 2, ... learn from nothing, 0, 1, ..."""
+    state, metrics = steps(dataclasses.replace(ON_POLICY, stale=True, update_in_warm_up=True))
+    np.testing.assert_array_equal(metrics["updated"], [False] + [True] * 7)
+    np.testing.assert_allclose(metrics["sampled"][1:], metrics["return"][:-1])
+    assert float(state.agent) == 7.0
+
+
+def test_no_update_before_there_is_a_batch():
+    _, metrics = steps(Plan(batch_size=5, replay_capacity=8, warm_up=0))
+    np.testing.assert_array_equal(metrics["updated"], [False] * 4 + [True] * 4)
+
+
+def test_common_users_are_met_by_every_seed_but_not_with_the_same_luck():
+    """[19]: the users of a stream, in order; what the policy draws is the run's own."""
+    plan = dataclasses.replace(ON_POLICY, common_users=True)
+    (one, _), (other, _) = steps(plan, seed=0), steps(plan, seed=1)
+    own = steps(ON_POLICY, seed=0)[0]
+    first = lambda state: state.replay.episodes.observation.clicks[0, 0]  # noqa: E731
+    coins = lambda state: np.asarray(state.replay.episodes.observation.clicks[0, :, 0])  # noqa: E731
+    assert first(one) == first(other)
+    np.testing.assert_array_equal(coins(one), coins(other))
+    assert not np.array_equal(one.replay.episodes.action, other.replay.episodes.action)
+    assert not np.array_equal(coins(one), coins(own))
+    rules = jax.tree.map(jnp.float32, Rules())
+    policy = references.make_random(Dims(ITEMS, 1, HORIZON))
+    met = episodes(ProbeEnv(), policy, user_keys("training", 8)[-1:], rules, Acting())
+    np.testing.assert_array_equal(met.observation.clicks[0], one.replay.episodes.observation.clicks[0])
+
+
+def test_only_the_privileged_may_remember():
+    policy = references.make_random(Dims(ITEMS, 1, HORIZON))
+    nosy = policy._replace(remember=lambda user: user.latest)
+    with pytest.raises(SettingError, match="only a privileged policy"):
+        episodes(ProbeEnv(), nosy, user_keys("test", 2), Rules(), Acting())
+    seen = episodes(ProbeEnv(), nosy._replace(privileged=True), user_keys("test", 2), Rules(), Acting())
+    np.testing.assert_array_equal(seen.hidden[:, :-1], seen.observation.clicks[:, 1:, 0])
+    assert (
+        policy.remember is None and episodes(ProbeEnv(), policy, user_keys("test", 2), Rules(), Acting()).hidden == ()
+    )

@@ -1,0 +1,249 @@
+"""Top-K off-policy REINFORCE as an agent: what its losses may move, padding, logs, probes of a known best policy."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from probes import HORIZON, ITEMS, ProbeEnv, Rules
+
+from gemsjax.agents import topk_reinforce as topk
+from gemsjax.agents.base import Acting
+from gemsjax.agents.logged import LoggedEpisodes, from_episodes
+from gemsjax.errors import SettingError
+from gemsjax.offline import OfflinePlan, make_offline_training
+from gemsjax.rollout import episodes, returns
+from gemsjax.train import Plan, Run, make_training
+from gemsjax.types import Dims, Observation
+
+DIMS = Dims(num_items=6, slate_size=3, horizon=4)
+SMALL = topk.TopKSpec(belief_width=5, item_dim=3, top_m=5)
+HYPERS = jax.tree.map(jnp.float32, topk.TopKHypers())
+
+
+def some_logs(users=3, turns=DIMS.horizon + 1, seed=0):
+    slates, clicks, chance = jax.random.split(jax.random.key(seed), 3)
+    shape = (users, turns, DIMS.slate_size)
+    clicks = jax.random.bernoulli(clicks, 0.4, shape)
+    return LoggedEpisodes(
+        turns=Observation(jax.random.randint(slates, shape, 0, DIMS.num_items), clicks),
+        reward=clicks[:, 1:].sum(axis=-1).astype(jnp.float32),
+        propensity=jax.random.uniform(chance, (users, turns - 1, DIMS.slate_size), minval=0.1),
+    )
+
+
+@cache
+def compiled(spec):
+    agent = topk.make_topk_reinforce(spec, DIMS, None)
+    return agent, jax.jit(agent.update)
+
+
+@cache
+def initial(kl):
+    agent, _ = compiled(dataclasses.replace(SMALL, kl=kl))
+    return jax.jit(agent.init)(jax.random.key(0), HYPERS)
+
+
+def update(spec, logs, hypers=HYPERS):
+    """The state after one update, its metrics, the state before."""
+    agent, step = compiled(spec)
+    noise = agent.draw_update(jax.random.key(1), logs.reward.shape[0])
+    state = initial(spec.kl)
+    return (*step(Acting(state, hypers), logs, noise), state)
+
+
+def largest_change(new, old):
+    return max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (new, old)), strict=True))
+
+
+def test_the_behaviour_head_never_moves_the_state_or_the_policy():
+    """Without a click there is no policy loss: only the head may learn."""
+    logs = some_logs()
+    turns = logs.turns._replace(clicks=jnp.zeros_like(logs.turns.clicks))
+    new, metrics, old = update(SMALL, dataclasses.replace(logs, turns=turns, reward=jnp.zeros_like(logs.reward)))
+    assert largest_change(new.params.belief, old.params.belief) == 0.0
+    assert largest_change(new.params.policy, old.params.policy) == 0.0
+    assert largest_change(new.params.behaviour, old.params.behaviour) > 1e-4 and metrics["behaviour_loss"] > 0.0
+
+
+def test_the_policy_loss_never_moves_the_behaviour_head():
+    """What the clicks were worth matters to the policy and its state alone."""
+    logs = some_logs()
+    new, _, _ = update(SMALL, logs)
+    other, _, _ = update(SMALL, dataclasses.replace(logs, reward=logs.reward[::-1]))
+    assert largest_change(new.params.behaviour, other.params.behaviour) == 0.0
+    assert largest_change(new.params.belief, other.params.belief) > 1e-4
+
+
+def test_padding_changes_nothing():
+    terms = {"entropy": True, "kl": True, "baseline": "turn", "behaviour": "logged", "credit": "item"}
+    spec = dataclasses.replace(SMALL, normalise=True, **terms)
+    logs = some_logs(turns=4)
+    clicks = logs.turns.clicks[:, 1:].astype(jnp.float32)
+    logs = dataclasses.replace(logs, item_reward=clicks, taken=jnp.ones_like(clicks, bool))
+    fill = lambda x, value: jnp.pad(x, ((0, 1), (0, 1)) + ((0, 0),) * (x.ndim - 2), constant_values=value)  # noqa: E731
+    padded = LoggedEpisodes(
+        turns=Observation(fill(logs.turns.slate, -1), fill(logs.turns.clicks, False)),
+        reward=fill(logs.reward, 0.0),
+        item_reward=fill(logs.item_reward, 0.0),
+        taken=fill(logs.taken, False),
+        propensity=fill(logs.propensity, np.nan),
+    )
+    new, metrics, _ = update(spec, logs)
+    other, same, _ = update(spec, padded)
+    assert largest_change(new.params, other.params) < 2e-5
+    for name, value in metrics.items():
+        np.testing.assert_allclose(same[name], value, rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"negatives": 4}, {"action_source": "pi", "actions": "shown", "reduction": "sum"}],
+    ids=str,
+)
+def test_every_way_learns_and_stays_finite(change):
+    new, metrics, old = update(dataclasses.replace(SMALL, **change), some_logs())
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((new, metrics)))
+    assert largest_change(new.params.policy, old.params.policy) > 1e-4
+
+
+def test_probabilities_that_were_logged_are_those_that_count():
+    logs = some_logs()
+    learner = topk.make_topk_learner(dataclasses.replace(SMALL, behaviour="logged"), DIMS)
+    seen = jax.jit(learner.inspect)(Acting(initial(False), HYPERS), logs)
+    expected = np.exp(seen.log_pi) / np.swapaxes(logs.propensity, 0, 1)
+    np.testing.assert_allclose(seen.weights.ratio[seen.mask > 0], expected[seen.mask > 0], rtol=1e-4)
+    np.testing.assert_array_equal(seen.mask, np.swapaxes(logs.turns.clicks[:, 1:], 0, 1))
+    with pytest.raises(SettingError, match="hold no propensities"):
+        update(dataclasses.replace(SMALL, behaviour="logged"), dataclasses.replace(logs, propensity=()))
+
+
+@pytest.mark.parametrize(
+    ("change", "setting"),
+    [
+        ({"correction": "second_order"}, "correction"),
+        ({"credit": "slate"}, "credit"),
+        ({"set_size": -1}, "set_size"),
+        ({"certain": 4}, "certain"),
+        ({"top_m": 2}, "top_m"),
+        ({"negatives": 5, "kl": True}, "negatives"),
+        ({"negatives": 5, "action_source": "pi"}, "negatives"),
+        ({"behaviour": "logged", "action_source": "pi"}, "action_source"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused(change, setting):
+    with pytest.raises(SettingError) as refusal:
+        topk.make_topk_reinforce(dataclasses.replace(SMALL, **change), DIMS, None)
+    assert refusal.value.setting == setting
+
+
+@pytest.mark.parametrize(
+    "change", [{"gamma": 1.1}, {"cap": 0.0}, {"temperature": 0.0}, {"rate": float("nan")}], ids=str
+)
+def test_hypers_out_of_range_are_refused(change):
+    with pytest.raises(SettingError):
+        topk.validate_hypers(dataclasses.replace(topk.TopKHypers(), **change))
+
+
+# -- probes ------------------------------------------------------------------------------------------------------------
+
+PROBE = topk.TopKSpec(belief_width=12, item_dim=4, actions="shown", baseline="turn")
+PROBE_DIMS = Dims(ITEMS, 1, HORIZON)
+PROBE_HYPERS = topk.TopKHypers(gamma=0.8, rate=1e-2, behaviour_rate=1e-2)
+
+
+@pytest.fixture(scope="module")
+def online():
+    """`(rules, gamma) -> mean greedy return` after training on its own replayed episodes."""
+    agent = topk.make_topk_reinforce(PROBE, PROBE_DIMS, None)
+    plan = Plan(users_per_step=20, batch_size=20, replay_capacity=100, warm_up=100, validation_users=50)
+    training = make_training(ProbeEnv(), agent, plan)
+
+    @jax.jit
+    def train(run):
+        return training.epoch(run, training.init(run), jnp.arange(250))[1].validation.mean()
+
+    def trained(rules, gamma=0.8):
+        hypers = dataclasses.replace(PROBE_HYPERS, gamma=gamma)
+        floats = jax.tree.map(jnp.float32, (hypers, rules))
+        return float(train(Run(jax.random.key(0), floats[0], (), floats[1])))
+
+    return trained
+
+
+@pytest.mark.parametrize(
+    "rules", [Rules(left=1.0), Rules(latest_coin=1.0), Rules(earlier_coin=1.0)], ids=["left", "latest", "earlier"]
+)
+def test_the_best_item_is_found_online(online, rules):
+    assert online(rules) >= 0.95 * HORIZON
+
+
+def test_a_reward_is_credited_to_the_action_before(online):
+    bait = 0.2
+    rules = Rules(left_before=1.0, bait=bait)
+    assert online(rules, gamma=0.0) <= 1.05 * bait * HORIZON
+    assert online(rules, gamma=0.8) >= 0.9 * (HORIZON - 1)
+
+
+@pytest.fixture(scope="module")
+def offline():
+    """`(rules, skew) -> mean greedy return` after learning from a log alone, in which the left item is rare."""
+    agent = topk.make_topk_reinforce(dataclasses.replace(PROBE, behaviour="logged"), PROBE_DIMS, None)
+    training = make_offline_training(agent, OfflinePlan(batch_size=50))
+    users, env = 500, ProbeEnv()
+    shown = jnp.array([0.05, 0.05, 0.3, 0.3, 0.3])  # of each item
+
+    @jax.jit
+    def train(rules, hypers, key):
+        keys = jax.random.split(key, users)
+
+        def act(_acting, memory, _seen, _hidden, uniforms):
+            item = (uniforms > jnp.cumsum(shown)[:-1, None]).sum(axis=0, dtype=jnp.int32)
+            return topk.Choice(item, item), memory
+
+        log = from_episodes(episodes(env, topk.Policy(lambda: (), act, draws=1), keys, rules, Acting()))
+        log = dataclasses.replace(log, propensity=shown[log.turns.slate[:, 1:]])
+        epochs = jnp.arange(40)
+        numbers = jnp.arange(training.batches(users))
+        learn = lambda state, epoch: training.updates(state, hypers, (), key, log, epoch, numbers)  # noqa: E731
+        state, metrics = jax.lax.scan(learn, training.init(key, hypers), epochs)
+        played = returns(env, agent.greedy, jax.random.split(jax.random.key(9), 100), rules, Acting(state, hypers))
+        return played.mean(), metrics["behaviour_loss"][-1].mean()
+
+    def trained(rules):
+        floats = jax.tree.map(jnp.float32, (rules, PROBE_HYPERS))
+        reached, behaviour = train(*floats, jax.random.key(4))
+        entropy = -float((shown * jnp.log(shown)).sum())
+        assert abs(float(behaviour) - entropy) < 0.03 * entropy  # the head knows who logged
+        return float(reached)
+
+    return trained
+
+
+@pytest.mark.parametrize("rules", [Rules(left=1.0), Rules(latest_coin=1.0)], ids=["rare", "coin"])
+def test_the_best_item_is_found_from_a_log(offline, rules):
+    assert offline(rules) >= 0.95 * HORIZON
+
+
+def test_explored_slates():
+    """At random in the warm-up, else the certain items first and none twice."""
+    spec = dataclasses.replace(SMALL, certain=1, top_m=6)
+    agent = topk.make_topk_reinforce(spec, DIMS, None)
+    state = initial(False)
+    seen = Observation(jnp.array([0, 1, 2]), jnp.array([True, False, True]))
+
+    def slates(at_random):
+        act = lambda u: agent.explore.act(Acting(state, HYPERS, (), at_random), agent.explore.start(), seen, None, u)[0]  # noqa: E731
+        return np.asarray(jax.vmap(act)(jax.random.uniform(jax.random.key(5), (500, agent.explore.draws))).slate)
+
+    best = agent.greedy.act(Acting(state, HYPERS), agent.greedy.start(), seen, None, jnp.zeros(0))[0].slate
+    explored = slates(False)
+    assert (explored[:, 0] == best[0]).all() and len({tuple(slate) for slate in explored}) > 10
+    assert all(len(set(slate)) == DIMS.slate_size for slate in explored.tolist())
+    counts = np.bincount(slates(True).ravel(), minlength=DIMS.num_items)
+    assert np.abs(counts / counts.sum() - 1 / 6).max() < 4 * np.sqrt(1 / 6 / counts.sum())
