@@ -8,7 +8,21 @@ test users: greedily (the ten most probable items) and as they would be served (
 weights, lambda and the estimated behaviour are judged on users that nothing was learnt from; what the logging policy
 really did is found by playing the logged users again. Pictures and checkpoints go to DIR.
 
-EXPECTED
+Two shared CPU cores need two to six minutes for `small` (1,000 logged users, four passes, 200 test users) and get, in
+clicks in 100 turns (random 32, logging policy 95, short-term oracle 101),
+
+    correction                    greedy         served
+    none                          114 +- 4        96 +- 3
+    first-order                    74 +- 3        58 +- 2
+    top-K                          37 +- 2        65 +- 3
+    top-K, logged propensities    100 +- 1        95 +- 1
+
+so here a correction is worth what is known of the logging policy. With the probabilities that the log had, importance
+weights of held-out shown items have mean 1.00 under every policy, as they must; with the estimated ones 1.17 (top-K)
+and 1.20 (first-order), 3.4 and 3.6 at clicked ones: the policies move to where the head is wrong, and playing them
+tells. The head sees clicks, not the user that the oracle sees: it gives the oracle's items 0.07 of their probability,
+random ones 1.9 times theirs, and its cross-entropy is 6.6 where the truth has 5.3 and a uniform guess 6.9. `smoke`
+only shows that everything runs.
 """
 
 from __future__ import annotations
@@ -34,7 +48,7 @@ from gemsjax.agents.topk_reinforce import Learner, TopKHypers, TopKSpec, make_to
 from gemsjax.datasets.episodes import from_logs
 from gemsjax.datasets.propensities import oracle_slates, propensities
 from gemsjax.errors import TrainingError, require_choice
-from gemsjax.evaluate import Evaluation, evaluate
+from gemsjax.evaluate import Evaluation, evaluate, recommended_scores
 from gemsjax.offline import OfflinePlan, make_offline_training
 from gemsjax.offline.bandits import known, learn
 from gemsjax.tracking import Progress
@@ -114,7 +128,11 @@ def main(arguments: Arguments) -> None:
         for serving, policy in (("greedy", learner.agent.greedy), ("served", learner.agent.explore)):
             table[f"{name}, {serving}"] = evaluate(logs.env, policy, logs.params, acting, budget.test_users)
         judged, shown = _judged(learner, acting, logs.held_out)
-        report[name], weights[name] = judged, shown[:2]
+        few = min(100, budget.test_users)
+        bored = recommended_scores(logs.env, learner.agent.greedy, logs.params, acting, few).bored_topics
+        report[name] = judged | {"bored_topics": float(bored.mean())}
+        if spec.correction != "none":
+            weights[name] = shown[:2]
         if name == "top-K":
             picture = plots_offline.calibration(*shown[2:], "behaviour head on held-out users")
             pictures.append(plots.save(picture, arguments.out / "calibration.png"))
@@ -190,8 +208,11 @@ def _judged(
     logged = np.log(np.swapaxes(np.asarray(held_out.propensity), 0, 1))
     learnt = seen.mask > 0
     ratio, top_k = seen.weights.ratio[learnt], seen.weights.top_k[learnt]
-    often = logged > logged.mean()
+    estimated, true = (np.exp(seen.log_pi - log_beta).mean() for log_beta in (seen.log_beta, logged))
+    often, items = logged > logged.mean(), acting.state.params.policy.shape[0]
     numbers = {
+        "ratio_of_shown_by_estimate": float(estimated),
+        "ratio_of_shown_by_log": float(true),
         "mean_ratio": float(ratio.mean()),
         "effective_share": float(ratio.mean() ** 2 / np.square(ratio).mean()),
         "capped_share": float((ratio > TopKHypers().cap).mean()),
@@ -200,15 +221,10 @@ def _judged(
         "cross_entropy_logged": float(-logged.mean()),
         "estimated_over_logged_of_oracle_items": float(np.exp(seen.log_beta[often] - logged[often]).mean()),
         "estimated_over_logged_of_random_items": float(np.exp(seen.log_beta[~often] - logged[~often]).mean()),
-        "mean_inverse_estimated": float(np.exp(-seen.log_beta).mean() / learner_items(acting)),
-        "mean_inverse_logged": float(np.exp(-logged).mean() / learner_items(acting)),
+        "mean_inverse_estimated": float(np.exp(-seen.log_beta).mean() / items),
+        "mean_inverse_logged": float(np.exp(-logged).mean() / items),
     }
     return numbers, (ratio, top_k, np.exp(seen.log_beta).ravel(), np.exp(logged).ravel())
-
-
-def learner_items(acting: Acting) -> int:
-    """I, of a trained learner."""
-    return acting.state.params.policy.shape[0]
 
 
 def _row(found: Evaluation) -> dict[str, Any]:

@@ -166,6 +166,9 @@ def test_the_most_frequent_items_keep_their_ids(ratings):
     assert kept.item_ids.tolist() == best
     before = [(u, i, r) for u, i, r in _told(ratings) if i in best]
     assert _told(kept) == before and set(kept.items.tolist()) == {0, 1, 2}
+    logged = from_table(kept)
+    learnt = kept.rewards[_after_the_first(kept)]
+    assert sorted(logged.item_reward[logged.taken]) == sorted(learnt) and logged.turns.slate.max() == 2
     assert set(kept.users.tolist()) == set(range(len(kept.user_ids)))
 
 

@@ -25,14 +25,14 @@ SMALL = topk.TopKSpec(belief_width=5, item_dim=3, top_m=5)
 HYPERS = jax.tree.map(jnp.float32, topk.TopKHypers())
 
 
-def some_logs(users=3, turns=DIMS.horizon + 1, seed=0):
-    slates, clicks, chance = jax.random.split(jax.random.key(seed), 3)
+def some_logs(users=3, turns=DIMS.horizon + 1):
+    rng = np.random.default_rng(0)
     shape = (users, turns, DIMS.slate_size)
-    clicks = jax.random.bernoulli(clicks, 0.4, shape)
+    clicks = rng.random(shape) < 0.4
     return LoggedEpisodes(
-        turns=Observation(jax.random.randint(slates, shape, 0, DIMS.num_items), clicks),
-        reward=clicks[:, 1:].sum(axis=-1).astype(jnp.float32),
-        propensity=jax.random.uniform(chance, (users, turns - 1, DIMS.slate_size), minval=0.1),
+        turns=Observation(rng.integers(0, DIMS.num_items, shape, np.int32), clicks),
+        reward=clicks[:, 1:].sum(axis=-1).astype(np.float32),
+        propensity=rng.uniform(0.1, 1.0, (users, turns - 1, DIMS.slate_size)).astype(np.float32),
     )
 
 
@@ -43,28 +43,30 @@ def compiled(spec):
 
 
 @cache
-def initial(kl):
-    agent, _ = compiled(dataclasses.replace(SMALL, kl=kl))
-    return jax.jit(agent.init)(jax.random.key(0), HYPERS)
+def initial():
+    return jax.jit(compiled(SMALL)[0].init)(jax.random.key(0), HYPERS)
 
 
 def update(spec, logs, hypers=HYPERS):
     """The state after one update, its metrics, the state before."""
     agent, step = compiled(spec)
     noise = agent.draw_update(jax.random.key(1), logs.reward.shape[0])
-    state = initial(spec.kl)
+    state = initial()
+    if spec.kl:
+        state = dataclasses.replace(state, old=(state.params.belief, state.params.policy))
     return (*step(Acting(state, hypers), logs, noise), state)
 
 
 def largest_change(new, old):
-    return max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (new, old)), strict=True))
+    pairs = zip(*map(jax.tree.leaves, jax.tree.map(np.asarray, (new, old))), strict=True)
+    return max(float(np.abs(a - b).max()) for a, b in pairs)
 
 
 def test_the_behaviour_head_never_moves_the_state_or_the_policy():
     """Without a click there is no policy loss: only the head may learn."""
     logs = some_logs()
-    turns = logs.turns._replace(clicks=jnp.zeros_like(logs.turns.clicks))
-    new, metrics, old = update(SMALL, dataclasses.replace(logs, turns=turns, reward=jnp.zeros_like(logs.reward)))
+    turns = logs.turns._replace(clicks=np.zeros_like(logs.turns.clicks))
+    new, metrics, old = update(SMALL, dataclasses.replace(logs, turns=turns, reward=np.zeros_like(logs.reward)))
     assert largest_change(new.params.belief, old.params.belief) == 0.0
     assert largest_change(new.params.policy, old.params.policy) == 0.0
     assert largest_change(new.params.behaviour, old.params.behaviour) > 1e-4 and metrics["behaviour_loss"] > 0.0
@@ -83,9 +85,9 @@ def test_padding_changes_nothing():
     terms = {"entropy": True, "kl": True, "baseline": "turn", "behaviour": "logged", "credit": "item"}
     spec = dataclasses.replace(SMALL, normalise=True, **terms)
     logs = some_logs(turns=4)
-    clicks = logs.turns.clicks[:, 1:].astype(jnp.float32)
-    logs = dataclasses.replace(logs, item_reward=clicks, taken=jnp.ones_like(clicks, bool))
-    fill = lambda x, value: jnp.pad(x, ((0, 1), (0, 1)) + ((0, 0),) * (x.ndim - 2), constant_values=value)  # noqa: E731
+    clicks = logs.turns.clicks[:, 1:].astype(np.float32)
+    logs = dataclasses.replace(logs, item_reward=clicks, taken=np.ones_like(clicks, bool))
+    fill = lambda x, value: np.pad(x, ((0, 1), (0, 1)) + ((0, 0),) * (x.ndim - 2), constant_values=value)  # noqa: E731
     padded = LoggedEpisodes(
         turns=Observation(fill(logs.turns.slate, -1), fill(logs.turns.clicks, False)),
         reward=fill(logs.reward, 0.0),
@@ -114,7 +116,7 @@ def test_every_way_learns_and_stays_finite(change):
 def test_probabilities_that_were_logged_are_those_that_count():
     logs = some_logs()
     learner = topk.make_topk_learner(dataclasses.replace(SMALL, behaviour="logged"), DIMS)
-    seen = jax.jit(learner.inspect)(Acting(initial(False), HYPERS), logs)
+    seen = jax.jit(learner.inspect)(Acting(initial(), HYPERS), logs)
     expected = np.exp(seen.log_pi) / np.swapaxes(logs.propensity, 0, 1)
     np.testing.assert_allclose(seen.weights.ratio[seen.mask > 0], expected[seen.mask > 0], rtol=1e-4)
     np.testing.assert_array_equal(seen.mask, np.swapaxes(logs.turns.clicks[:, 1:], 0, 1))
@@ -232,18 +234,19 @@ def test_the_best_item_is_found_from_a_log(offline, rules):
 
 def test_explored_slates():
     """At random in the warm-up, else the certain items first and none twice."""
-    spec = dataclasses.replace(SMALL, certain=1, top_m=6)
-    agent = topk.make_topk_reinforce(spec, DIMS, None)
-    state = initial(False)
-    seen = Observation(jnp.array([0, 1, 2]), jnp.array([True, False, True]))
+    agent = topk.make_topk_reinforce(dataclasses.replace(SMALL, certain=1, top_m=6), DIMS, None)
+    state, start = initial(), agent.explore.start()
+    seen = Observation(np.array([0, 1, 2]), np.array([True, False, True]))
 
-    def slates(at_random):
-        act = lambda u: agent.explore.act(Acting(state, HYPERS, (), at_random), agent.explore.start(), seen, None, u)[0]  # noqa: E731
-        return np.asarray(jax.vmap(act)(jax.random.uniform(jax.random.key(5), (500, agent.explore.draws))).slate)
+    @jax.jit
+    def slates(uniforms, at_random):
+        acting = Acting(state, HYPERS, (), at_random)
+        explored = jax.vmap(lambda u: agent.explore.act(acting, start, seen, None, u)[0].slate)(uniforms)
+        return explored, agent.greedy.act(acting, start, seen, None, uniforms[0, :0])[0].slate
 
-    best = agent.greedy.act(Acting(state, HYPERS), agent.greedy.start(), seen, None, jnp.zeros(0))[0].slate
-    explored = slates(False)
+    uniforms = np.random.default_rng(5).random((500, agent.explore.draws), np.float32)
+    explored, best = (np.asarray(x) for x in slates(uniforms, False))
     assert (explored[:, 0] == best[0]).all() and len({tuple(slate) for slate in explored}) > 10
     assert all(len(set(slate)) == DIMS.slate_size for slate in explored.tolist())
-    counts = np.bincount(slates(True).ravel(), minlength=DIMS.num_items)
+    counts = np.bincount(np.asarray(slates(uniforms, True)[0]).ravel(), minlength=DIMS.num_items)
     assert np.abs(counts / counts.sum() - 1 / 6).max() < 4 * np.sqrt(1 / 6 / counts.sum())

@@ -125,19 +125,25 @@ class _Judge(NamedTuple):
     Attributes:
       own: [K, E, hidden] the kernel of each slot.
       copies: [K, E, hidden] the sum of the kernels of slot k and all after it: an item that fills them all.
-      output: [hidden] from the hidden layer to Q (whose bias changes no order).
+      output: [hidden] from the hidden layer to Q.
+      offset: [] its bias, by which two critics differ.
     """
 
     own: Array
     copies: Array
     output: Array
+    offset: Array
+
+    def value(self, inputs: Array) -> Array:
+        """Q from the hidden layer's inputs: [..., hidden] -> [...]."""
+        return jax.nn.relu(inputs) @ self.output + self.offset
 
 
 def _judge(critic: Params, slots: int, width: int) -> _Judge:
     """`width`: of the embeddings."""
     kernel = critic["kernel"][-slots * width :].reshape(slots, width, -1)
     copies = jnp.flip(jnp.cumsum(jnp.flip(kernel, 0), axis=0), 0)
-    return _Judge(kernel, copies, critic["out"]["kernel"][:, 0])
+    return _Judge(kernel, copies, critic["out"]["kernel"][:, 0], critic["out"]["bias"][0])
 
 
 def _before(critic: Params, states: Array) -> Array:
@@ -156,7 +162,7 @@ def slate_of(critics: tuple[Params, ...], embeddings: Array, state: Array, queri
     copies = [jnp.einsum("kce,keh->kch", items, judge.copies) for judge in apart]
     slate = []
     for slot in range(slots):
-        values = [jax.nn.relu(h + c[slot]) @ judge.output for h, c, judge in zip(hidden, copies, apart, strict=True)]
+        values = [judge.value(h + c[slot]) for h, c, judge in zip(hidden, copies, apart, strict=True)]
         best = jnp.argmax(_least(values))
         hidden = [h + o[slot, best] for h, o in zip(hidden, own, strict=True)]
         slate.append(candidates[slot, best])
@@ -189,12 +195,8 @@ def slates_of(critics: tuple[Params, ...], embeddings: Array, states: Array, que
         def values(inputs: tuple[list[Array], Array]) -> Array:
             hidden, candidates = inputs
             projected = [table.at[candidates].get(mode="promise_in_bounds") for table in tables]
-            return _least(
-                [
-                    jax.nn.relu(h[:, None] + p) @ judge.output
-                    for h, p, judge in zip(hidden, projected, apart, strict=True)
-                ]
-            )
+            before = [h[:, None] + p for h, p in zip(hidden, projected, strict=True)]
+            return _least([judge.value(x) for x, judge in zip(before, apart, strict=True)])
 
         best = jnp.argmax(_turn_by_turn(values, (hidden, candidates)), axis=-1)
         chosen = jnp.take_along_axis(candidates, best[..., None], axis=-1)[..., 0]

@@ -58,7 +58,8 @@ def from_table(
       DataError: no episode is left.
     """
     require_choice("partial", partial, PARTIAL)
-    first = np.flatnonzero(np.r_[True, table.turns[1:] != table.turns[:-1]])  # first event of each turn
+    begins = np.r_[True, table.turns[1:] != table.turns[:-1]]
+    first, turns = np.flatnonzero(begins), np.cumsum(begins) - 1  # each turn's first event; parts of tables skip turns
     counts = np.bincount(table.users[first], minlength=len(table.user_ids))
     horizon = max(int(counts.max()) - 1, 1) if horizon is None else horizon
     require_count("horizon", horizon)
@@ -72,7 +73,7 @@ def from_table(
     def cut(column: np.ndarray, empty: float) -> np.ndarray:
         """Events [N] as [episodes, H+1, K]."""
         slots = np.full((len(first), int(table.positions.max()) + 1), empty, column.dtype)
-        slots[table.turns, table.positions] = column
+        slots[turns, table.positions] = column
         return np.where(whole, slots[np.maximum(places, 0)], np.asarray(empty, column.dtype))
 
     slates, rewards = cut(table.items, -1), cut(table.rewards, 0.0)
