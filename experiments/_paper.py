@@ -1,7 +1,4 @@
-"""Numbers printed by the paper and by independent reruns of its code; only for putting beside ours.
-
-Source: GeMS (WSDM 2023), tables 2 and 3 (test users, mean of ten seeds), and one-seed reruns of the authors' code.
-"""
+"""Numbers printed by the paper (GeMS, WSDM 2023: test users, mean of ten seeds); only for putting beside ours."""
 
 from __future__ import annotations
 

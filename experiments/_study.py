@@ -12,7 +12,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,7 @@ def perform(jobs: Sequence[Job], places: Places) -> list[dict[str, Any]]:
       KeyboardInterrupt: stopped; started again, it continues.
       TrainingError: a loss is no longer finite.
     """
+    require(bool(jobs), "--methods, --envs", "nothing", "at least one method and one environment")
     names = [name_of(job) for job in jobs]
     twice = sorted({name for name in names if names.count(name) > 1})
     require(not twice, "jobs", ", ".join(twice), "each run once")
@@ -227,30 +228,36 @@ def perform(jobs: Sequence[Job], places: Places) -> list[dict[str, Any]]:
         found = find(one, places)
         if found is None:
             print(f"[{number}/{len(jobs)}] {name}", flush=True)
-            found = _train(one, places) if one.learns else _evaluate(one)
+            found, stopped = _train(one, places) if one.learns else (_evaluate(one), False)
             places.records.mkdir(parents=True, exist_ok=True)
             disk.write_json(places.records / f"{name}.json", found)
+            if stopped:
+                raise KeyboardInterrupt("that run was finished; the same command continues with the next")
         records.append(found | {"label": one.label})
     return records
 
 
 def find(job: Job, places: Places) -> dict[str, Any] | None:
-    """The record of a job, if it was done: the one whose configuration says the same wherever both say anything.
+    """The record of a job, if it was done.
 
-    So a setting that is added to the package later, at a default that changes nothing, does not undo what was run.
+    What a record's configuration does not say is taken to be today's default: so a setting that is added to the package
+    later does not undo what was run, and asking for another value of it does.
     """
     asked, stem = _asked(job), name_of(job).rpartition("-")[0]
     for path in sorted(places.records.glob(f"{stem}-*.json")):
         record = read(path)
-        if _agree(record["config"], asked):
+        if _completed(job, record["config"]) == asked:
             return record
     return None
 
 
-def _agree(one: Any, other: Any) -> bool:
-    if isinstance(one, dict) and isinstance(other, dict):
-        return all(_agree(one[name], other[name]) for name in one.keys() & other.keys())
-    return bool(one == other)
+def _completed(job: Job, config: dict[str, Any]) -> dict[str, Any]:
+    """A record's configuration with today's defaults where it is silent."""
+    if not job.learns:
+        return config
+    usual = disk.plain(dataclasses.asdict(TrainSettings(job.settings.method, job.settings.variant).resolved()))
+    config = {name: usual[name] for name in usual if name != "catalogue"} | config
+    return config | {name: usual[name] | config[name] for name in _PARTS}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -275,13 +282,13 @@ def read(path: Path) -> dict[str, Any]:
 def _asked(job: Job) -> dict[str, Any]:
     """What decides a record's numbers, whatever the files that catalogue and embeddings came from are called."""
     settings = job.settings
-    config = dataclasses.asdict(settings)
-    if not job.learns:
-        config = {name: config[name] for name in _REFERENCE_SETTINGS}
+    world, config = prepare.world_of(settings), dataclasses.asdict(settings)
+    if job.learns:
+        config |= prepare.identity_of(settings, world)
+    else:
+        config = {name: config[name] for name in _REFERENCE_SETTINGS} | {"items": prepare.items_digest(world)}
     config.pop("catalogue", None)
-    if config.get("embeddings"):
-        config["embeddings"] = Path(config["embeddings"]).name
-    return disk.plain(config | {"items": prepare.items_digest(prepare.world_of(settings))})
+    return disk.plain(config)
 
 
 def trained(job: Job, places: Places) -> runs.Trained:
@@ -290,7 +297,9 @@ def trained(job: Job, places: Places) -> runs.Trained:
     Raises:
       DataError: its run directory is not there (records travel with the repository, runs do not).
     """
-    return runs.load(_root(job, places) / runs.name_of(job.settings).directory)
+    record = find(job, places)
+    root = _root(job, places) if record is None else places.runs / record["run"]
+    return runs.load(root / runs.name_of(job.settings).directory)
 
 
 def _root(job: Job, places: Places) -> Path:
@@ -298,7 +307,8 @@ def _root(job: Job, places: Places) -> Path:
     return places.runs / checkpoint.config_hash(_asked(job))[:6]
 
 
-def _train(job: Job, places: Places) -> dict[str, Any]:
+def _train(job: Job, places: Places) -> tuple[dict[str, Any], bool]:
+    """The record of a run, and whether somebody asked to stop meanwhile."""
     settings, started = job.settings, time.perf_counter()
     world = prepare.world_of(settings)
     weights = prepare.frozen_weights(settings, world, places.runs, places.data)
@@ -308,13 +318,16 @@ def _train(job: Job, places: Places) -> dict[str, Any]:
         raise KeyboardInterrupt("the same command continues")
     rows = tracking.read_metrics(outcome.directory)
     kept = ("step", "return", "validation", "validation_se")
-    return _record(job, world, outcome.test.returns) | {
+    record = _record(job, world, outcome.test.returns) | {
         "seed": settings.seed,
+        "run": _root(job, places).name,
         "trajectories": settings.steps * settings.plan.users_per_step,
         "best_validation": max(row["validation"] for row in rows),
         "validation": [{name: row[name] for name in kept} for row in rows],
-        "seconds": {"prepare": prepared, "train": sum(row["seconds"] for row in rows)},
+        # Training: of all calls, without compiling; the others: of the call that finished the run.
+        "seconds": outcome.seconds | {"prepare": prepared, "train": sum(row["seconds"] for row in rows)},
     }
+    return record, outcome.stopped
 
 
 def _evaluate(job: Job) -> dict[str, Any]:
@@ -360,3 +373,23 @@ def catalogue(directory: Path | None, env: str) -> str | None:
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; --catalogues names a directory with the published embeddings")
     return str(path)
+
+
+# -- how studies are told ----------------------------------------------------------------------------------------------
+
+
+def marked(method: str, privileged: bool, label: str = "") -> str:
+    """What tables and pictures call a method: its title (or a label), and the mark of privileged information."""
+    return (label or methods.method(method).title) + (" ‡" if privileged else "")
+
+
+def budget_of(records: Sequence[Mapping[str, Any]], arguments: Arguments) -> str:
+    """The sentence that states what a table was made of."""
+    spent = sorted({record["trajectories"] for record in records if record["trajectories"]})
+    each = " to ".join(f"{count:,}" for count in sorted({spent[0], spent[-1]})) if spent else "no"
+    catalogues = ", ".join(sorted({record["catalogue"] for record in records}))
+    seeds = len({record["seed"] for record in records if record["seed"] is not None})
+    return (
+        f"Budget `{arguments.budget}`, variant `{arguments.variant}`: {each} trajectories a run, "
+        f"{seeds} seed{'s' if seeds != 1 else ''}, {records[0]['test']['users']} test users; catalogue: {catalogues}."
+    )

@@ -3,7 +3,8 @@
     python -m experiments.evaluate --method short-term-oracle --env focused_topdown --users 1000
     python -m experiments.evaluate --run runs/SAC_GeMS/focused_topdown_KL1.0_click0.5_seed58407201 --json result.json
 
-Takes seconds. With the built-in catalogue of focused_topdown: random about 34 clicks in 100 turns, the short-term
+Takes seconds. A run is tested on the stream of users that its settings name (published variant: users that training
+met too). With the built-in catalogue of focused_topdown: random about 34 clicks in 100 turns, the short-term
 oracle about 104, the epsilon-greedy oracle (0.5) about 96. Every method meets the same users and the same luck.
 """
 
@@ -28,7 +29,7 @@ class Arguments:
     """Evaluate a reference (--method, --env) or a trained run (--run)."""
 
     method: str | None = None
-    """A method that needs no training: random, short-term-oracle, epsilon-greedy-oracle."""
+    """A method that needs no training: random, best-item-per-topic, short-term-oracle, epsilon-greedy-oracle."""
     env: str | None = None
     """Name of an environment; of a run, another one than it was trained in (of the same sizes)."""
     run: Path | None = None
@@ -67,8 +68,9 @@ def evaluate_run(directory: Path, users: int, env_name: str | None, catalogue: s
         sizes, expected = (Dims(e.num_items, e.slate_size, e.horizon) for e in (env, trained.world.env))
         require(sizes == expected, "env", name, f"an environment of the run's sizes, {expected}")
     tested = evaluate(env, trained.agent.greedy, params, trained.acting, users, trained.settings.test_stream)
-    row = runs.table_row(name, trained.settings.method, tested)
-    return row | {"interval": tested.interval, "step": trained.step, "seed": trained.settings.seed}
+    row = runs.table_row(name, trained.settings.method, tested) | {"privileged": trained.settings.privileged}
+    facts = {"step": trained.step, "seed": trained.settings.seed, "stream": trained.settings.test_stream}
+    return row | {"interval": tested.interval} | facts
 
 
 def main(arguments: Arguments) -> None:
@@ -83,9 +85,10 @@ def main(arguments: Arguments) -> None:
         assert arguments.method is not None
         env = arguments.env or "focused_topdown"
         tested = evaluate_reference(arguments.method, env, arguments.users, arguments.catalogue)
-        row = runs.table_row(env, arguments.method, tested) | {"interval": tested.interval}
+        about = {"privileged": methods.method(arguments.method).privileged, "interval": tested.interval}
+        row = runs.table_row(env, arguments.method, tested) | about
     low, high = row["interval"]
-    privileged = " (privileged)" if methods.method(row["method"]).privileged else ""
+    privileged = " (privileged)" if row["privileged"] else ""
     print(
         f"{row['method']}{privileged} in {row['env']}: {row['mean_return']:.1f} clicks in an episode "
         f"(95 % interval {low:.1f} to {high:.1f}, {row['users']} users)"

@@ -66,7 +66,7 @@ def densities_of(job: _study.Job, places: _study.Places, directory: Path) -> plo
             make_policy = methods.method(settings.method).policy
             assert make_policy is not None
             policy = make_policy(world.dims)
-        scores = recommended_scores(world.env, policy, world.params, acting, settings.test_users)
+        scores = recommended_scores(world.env, policy, world.params, acting, settings.test_users, settings.test_stream)
         path.parent.mkdir(parents=True, exist_ok=True)
         disk.write_json(path, plots.densities(scores)._asdict())
     held = json.loads(path.read_text(encoding="utf-8"))
@@ -81,8 +81,9 @@ def main(arguments: Arguments) -> None:
         panels: dict[str, plots.Scores | plots.Densities] = {}
         for one, record in zip(wanted, records, strict=True):
             found = densities_of(one, places, directory)
-            print(f"{one.label}: return {record['test']['mean_return']:.1f}, mean score {found.mean:.3f}")
-            panels.setdefault(one.label, found)
+            label = _study.marked(record["method"], record["privileged"], one.label)
+            print(f"{label}: return {record['test']['mean_return']:.1f}, mean score {found.mean:.3f}")
+            panels.setdefault(label, found)
         offset = float(prepare.world_of(wanted[0].settings).params.relevance_offset)
         print(f"picture: {plots.save(plots.score_densities(panels, offset), directory / f'figure2_{env}.png')}")
 

@@ -19,7 +19,8 @@ import tyro
 
 from experiments import _study
 from experiments._cli import run_cli
-from gemsjax import disk, plots
+from gemsjax import disk, methods, plots
+from gemsjax.errors import require
 from gemsjax.maths.statistics import Estimate, t_interval
 
 BETAS = (0.1, 0.2, 0.5, 1.0, 1.5, 2.0)
@@ -59,6 +60,8 @@ def jobs(arguments: Arguments, env: str) -> list[tuple[Point, str, _study.Job]]:
     made = []
     for seed in arguments.all_seeds:
         for method in arguments.methods:
+            entry = methods.method(method)
+            require(entry.learns and entry.ranker == "gems", "--methods", method, "methods that act through GeMS")
             for point in points(arguments):
                 beta, weight, width = point
                 gems = {"beta": beta, "click_weight": weight, "latent_dim": width}
@@ -80,7 +83,7 @@ def _lines(table: dict[tuple[str, Point], Estimate], axis: int) -> dict[str, lis
     lines: dict[str, list[tuple[float, Estimate]]] = {}
     for (method, point), estimate in table.items():
         if point[other] == fixed[other]:
-            lines.setdefault(f"{method}, d = {point[2]}", []).append((point[axis], estimate))
+            lines.setdefault(f"{_study.marked(method, False)}, d = {point[2]}", []).append((point[axis], estimate))
     return {label: sorted(line, key=lambda p: p[0]) for label, line in lines.items()}
 
 
@@ -95,6 +98,7 @@ def main(arguments: Arguments) -> None:
         picture = plots.save(
             plots.lines_with_intervals(panels, "best validation return"), directory / f"figure3_{env}.png"
         )
+        disk.write(directory / f"figure3_{env}.md", f"{env}. {_study.budget_of(records, arguments)}\n".encode())
         lines = ["method,beta,lambda,latent_dim,mean,low,high"]
         lines += [f"{m},{p[0]},{p[1]},{p[2]},{e.value:.3f},{e.low:.3f},{e.high:.3f}" for (m, p), e in table.items()]
         disk.write(directory / f"figure3_{env}.csv", ("\n".join(lines) + "\n").encode())

@@ -113,9 +113,9 @@ def markdown(table: Sequence[Mapping[str, Any]], says: str) -> str:
     by_cell = {(row["method"], row["env"]): row for row in table}
     lines = [says, "", f"| method | {' | '.join(envs)} |", "|---" * (len(envs) + 1) + "|"]
     for name in names:
-        mark = " ‡" if any(row["privileged"] for row in table if row["method"] == name) else ""
+        title = _study.marked(name, any(row["privileged"] for row in table if row["method"] == name))
         shown = [_cell(by_cell.get((name, env))) for env in envs]
-        lines.append(f"| {methods.method(name).title}{mark} | {' | '.join(shown)} |")
+        lines.append(f"| {title} | {' | '.join(shown)} |")
     legend = (
         "Mean return (clicks in 100 turns) of the test users over seeds, with the half width of the 95 % Student-t "
         "interval over seeds (of references, which have no seeds: over users). **Bold**: the best method without "
@@ -159,27 +159,21 @@ def write(records: Sequence[Mapping[str, Any]], directory: Path, name: str, says
     disk.write(directory / f"{name}.csv", comma_separated(table).encode())
     found, privileged = cells(records), {r["method"] for r in records if r["privileged"]}
     panels = {
-        env: {_title(m, privileged): values for (m, e), values in found.items() if e == env}
+        env: {_study.marked(m, m in privileged): values for (m, e), values in found.items() if e == env}
         for env in _order(table, "env")
     }
     plots.save(plots.seed_scatter(panels), directory / f"{name}.png")
     return directory / f"{name}.md"
 
 
-def _title(method: str, privileged: set[str]) -> str:
-    return methods.method(method).title + (" ‡" if method in privileged else "")
-
-
 def main(arguments: Arguments) -> None:
     wanted = jobs(arguments)
     records = _study.perform(wanted, arguments.places)
-    budget = arguments.spending
     written = write(
         records,
         arguments.directory,
         "table2",
-        f"Budget `{arguments.budget}`: {budget.trajectories:,} trajectories a run, variant `{arguments.variant}`, "
-        f"{records[0]['catalogue']} catalogue{'s' if arguments.catalogues else ''}.",
+        _study.budget_of(records, arguments),
     )
     print(written.read_text(encoding="utf-8"))
     print(f"written: {arguments.directory}/table2.md, table2.csv, table2.png")

@@ -60,9 +60,9 @@ def main(arguments: Arguments) -> None:
         mf=arguments.mf,
     )
     world = prepare.world_of(settings)
-    embeddings, directory = kept_embeddings(
-        settings, world, arguments.out, lambda: prepare.logged_data(settings, world, arguments.data)
-    )
+    data = lambda: prepare.logged_data(settings, world, arguments.data)  # noqa: E731
+    checksum = prepare.known_checksum(settings, world, arguments.data)
+    embeddings, directory = kept_embeddings(settings, world, arguments.out, data, checksum)
     rows = tracking.read_metrics(directory)
     best = min(rows, key=lambda row: row["validation_loss"])
     print("validation   " + "  ".join(f"{row['validation_loss']:.4f}" for row in rows[-5:]) + f"  (of {len(rows)})")

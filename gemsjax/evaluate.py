@@ -117,11 +117,16 @@ class Scores(NamedTuple):
 
 
 def recommended_scores(
-    env: Any, policy: Policy, env_params: Any, acting: Acting | None = None, users: int = 200
+    env: Any,
+    policy: Policy,
+    env_params: Any,
+    acting: Acting | None = None,
+    users: int = 200,
+    stream: str = "test",
 ) -> Scores:
-    """Scores of the items that a policy shows to the first `users` test users, with their boredom."""
+    """Scores of the items that a policy shows to the first `users` users of a stream, with their boredom."""
     acting = Acting() if acting is None else acting
-    scores, bored = _scores(env, policy, user_keys("test", users), env_params, acting)
+    scores, bored = _scores(env, policy, user_keys(stream, users), env_params, acting)
     return Scores(np.asarray(scores), np.asarray(bored))
 
 

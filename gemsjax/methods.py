@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from gemsjax.agents import (
+    constant_slate,
     ddpg,
     deterministic,
     dqn,
@@ -54,6 +55,8 @@ class Method:
       embeddings: where its item embeddings may come from, the default first; empty for methods without any.
       knows_simulator: is given the simulator's parameters and click model.
       privileged: sees what a real system could not (scores, user embedding, boredom, the simulator's items).
+      on_policy: learns from the episodes of its own step only, so its replay holds just these.
+      least_users: episodes that an update needs at least.
       assumes: what else it takes for granted, in a table's words.
     """
 
@@ -70,7 +73,12 @@ class Method:
     embeddings: tuple[str, ...] = ()
     knows_simulator: bool = False
     privileged: bool = False
+    on_policy: bool = False
+    least_users: int = 1
     assumes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert self.privileged or not (self.knows_simulator or self.embeddings[:1] == ("ideal",)), self.title
 
     @property
     def directory(self) -> str:
@@ -123,14 +131,28 @@ _SOFTMAX = _learner(
     reinforce_softmax.SoftmaxSpec,
     reinforce_softmax.SoftmaxHypers,
     plan=_ON_POLICY,
+    on_policy=True,
     published={"spec": {"credit": "published", **_DIVIDED}, "plan": _STALE},
+)
+_MANY = Plan(users_per_step=128, batch_size=128, replay_capacity=128, warm_up=0)
+"""128 episodes and one update on them."""
+_CONSTANT = _learner(
+    constant_slate,
+    constant_slate.make_constant_slate,
+    constant_slate.ConstantSlateSpec,
+    constant_slate.ConstantSlateHypers,
+    plan=_MANY,
+    on_policy=True,
+    least_users=2,
 )
 _BATCH = _learner(
     reinforce_batch,
     reinforce_batch.make_reinforce_batch,
     reinforce_batch.BatchSpec,
     reinforce_batch.BatchHypers,
-    plan=Plan(users_per_step=128, batch_size=128, replay_capacity=128, warm_up=0),
+    plan=_MANY,
+    on_policy=True,
+    least_users=2,
 )
 _REINFORCE = _learner(
     reinforce,
@@ -138,6 +160,7 @@ _REINFORCE = _learner(
     reinforce.ReinforceSpec,
     reinforce.ReinforceHypers,
     plan=_ON_POLICY,
+    on_policy=True,
     published={"spec": _DIVIDED, "plan": _STALE},
 )
 _OFF_POLICY = _learner(
@@ -161,6 +184,7 @@ METHODS = {
         "Epsilon-greedy oracle", policy=references.make_epsilon_greedy_oracle, privileged=True
     ),
     "best-item-per-topic": Method("Best item per topic", policy=references.make_best_item_per_topic, privileged=True),
+    "constant-slate": Method("Constant slate", assumes=("one slate suits all",), **_CONSTANT),
     "sac-gems": Method("SAC+GeMS", ranker="gems", **_SAC),
     "sac-topk-ideal": Method("SAC+TopK (ideal)", ranker="topk", embeddings=("ideal",), privileged=True, **_SAC),
     "sac-topk-mf": Method("SAC+TopK (MF)", ranker="topk", embeddings=("mf",), **_SAC),

@@ -60,13 +60,13 @@ class Densities(NamedTuple):
     mean: float
 
 
-def densities(recommended: Scores, high: float = 0.6, most_bored: int = 3, bins: int = 60) -> Densities:
-    """Scores counted by how many topics the user is bored of (`most_bored` or more together)."""
+def densities(recommended: Scores, high: float = 1.0, most_bored: int = 3, bins: int = 100) -> Densities:
+    """Scores counted by how many topics the user is bored of (`most_bored` or more together); the last bin is open."""
     scores, bored = recommended
-    edges = np.linspace(0.0, high, bins + 1)
+    scores, edges = np.clip(scores, 0.0, high), np.linspace(0.0, high, bins + 1)
     per_item = np.repeat(np.minimum(bored, most_bored)[..., None], scores.shape[-1], axis=-1)
     counts = [np.histogram(scores[per_item == count], edges)[0] for count in range(most_bored + 1)]
-    return Densities(edges, np.array(counts) / (scores.size * (edges[1] - edges[0])), float(scores.mean()))
+    return Densities(edges, np.array(counts) / (scores.size * (edges[1] - edges[0])), float(recommended.scores.mean()))
 
 
 def score_densities(recommended: Mapping[str, Scores | Densities], relevance_offset: float) -> Figure:

@@ -6,8 +6,9 @@ functions in the manner of flashbax; sampling is uniform without replacement.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,10 +60,7 @@ def make_replay(dims: Dims, capacity: int, batch: int, users: int = 1) -> Replay
     item = jnp.int16 if dims.num_items <= jnp.iinfo(jnp.int16).max else jnp.int32
 
     def compact(episode: Episode) -> Episode:
-        def slates(x: Array) -> Array:
-            return x.astype(item) if jnp.issubdtype(x.dtype, jnp.integer) else x
-
-        return jax.tree.map(slates, episode)
+        return _with_items_as(item, episode)
 
     def init(episode: Episode) -> ReplayState:
         stored = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), compact(episode))
@@ -80,13 +78,19 @@ def make_replay(dims: Dims, capacity: int, batch: int, users: int = 1) -> Replay
     def sample(state: ReplayState, key: Key) -> Episode:
         rows = _rows(key, jnp.minimum(state.added, capacity), batch, capacity)
 
-        def widen(x: Array) -> Array:
-            x = x[rows]
-            return x.astype(jnp.int32) if jnp.issubdtype(x.dtype, jnp.integer) else x
-
-        return jax.tree.map(widen, state.episodes)
+        return _with_items_as(jnp.int32, jax.tree.map(lambda x: x[rows], state.episodes))
 
     return Replay(init, add, sample)
+
+
+def _with_items_as(kind: Any, episode: Episode) -> Episode:
+    """Item numbers in another type; numbers of the simulator's (`hidden`) stay what they are."""
+
+    def convert(x: Array) -> Array:
+        return x.astype(kind) if jnp.issubdtype(x.dtype, jnp.integer) else x
+
+    fields = {name: jax.tree.map(convert, getattr(episode, name)) for name in ("observation", "action", "final")}
+    return dataclasses.replace(episode, **fields)
 
 
 _SWAPS = 64

@@ -22,7 +22,7 @@ from gemsjax.agents.base import Acting, Agent
 from gemsjax.envs.knowledge import make_click_model
 from gemsjax.errors import DataError, require
 from gemsjax.evaluate import Evaluation, evaluate
-from gemsjax.prepare import World, as_arrays, has_checkpoints, items_digest, require_finite, untrained_weights, world_of
+from gemsjax.prepare import World, as_arrays, has_checkpoints, identity_of, require_finite, untrained_weights, world_of
 from gemsjax.pretrain.gems import make_pretraining
 from gemsjax.rankers import items
 from gemsjax.rankers.gems import make_gems_ranker
@@ -37,11 +37,13 @@ class Outcome(NamedTuple):
       directory: of the run.
       test: returns of the best validated policy on the test users; None if the run was stopped before its end.
       seconds: of this call, by part: `compile`, `train`, `test`.
+      stopped: whether a signal asked to stop, be it in the run's last epoch.
     """
 
     directory: Path
     test: Evaluation | None
     seconds: dict[str, float]
+    stopped: bool = False
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
@@ -90,7 +92,7 @@ def train(
     """
     tracking.check_tracker(track)
     name = name_of(settings)
-    identity = settings.identity() | {"items": items_digest(world)}
+    identity = identity_of(settings, world)
     config = dataclasses.asdict(settings)
     with tracking.RunDirectory(root / name.directory, config, resume=resume, overwrite=overwrite) as directory:
         if directory.resumed:
@@ -161,7 +163,7 @@ class _Driver:
                     listener(row)
                 progress.update(self.done, {k: row[k] for k in ("return", "validation") if k in row})
         finished = self.done >= steps
-        return Outcome(self.directory, self._test() if finished else None, self.seconds)
+        return Outcome(self.directory, self._test() if finished else None, self.seconds, bool(stop.requested))
 
     def _compile(self, length: int) -> Any:
         started = time.perf_counter()
@@ -202,7 +204,12 @@ class _Driver:
         tested = evaluate(self.world.env, self.agent.greedy, self.run.env_params, acting, users, stream)
         self.seconds["test"] += time.perf_counter() - started
         result = table_row(self.settings.env, self.settings.method, tested)
-        result |= {"seed": self.settings.seed, "steps": self.done, "best_validation": float(self.state.best_return)}
+        result |= {
+            "privileged": self.settings.privileged,
+            "seed": self.settings.seed,
+            "steps": self.done,
+            "best_validation": float(self.state.best_return),
+        }
         disk.write_json(self.directory / "result.json", result)
         return tested
 
@@ -238,7 +245,7 @@ def load(directory: Path | str) -> Trained:
     training = make_training(world.env, agent, settings.plan)
     like = jax.eval_shape(lambda: blank)
     state_like = jax.eval_shape(training.init, like)
-    identity = settings.identity() | {"items": items_digest(world)}
+    identity = identity_of(settings, world)
     (state, run), step, _ = checkpoint.restore(directory / "checkpoints", (state_like, like), config=identity)
     assert isinstance(state, TrainState)
     return Trained(settings, world, agent, Acting(state.best_agent, run.hypers, run.weights), step)

@@ -143,9 +143,9 @@ class TrainSettings:
         return self.gems if methods.method(self.method).ranker == "gems" else self.mf
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree on to be continued: everything but how long to train and what to test."""
+        """What a checkpoint must agree on to be continued: everything but how long to train and whom to test on."""
         config = dataclasses.asdict(self)
-        for free in ("steps", "test_users"):
+        for free in ("steps", "test_users", "test_stream"):
             del config[free]
         return config
 
@@ -184,6 +184,7 @@ def _check(settings: TrainSettings, entry: methods.Method) -> None:
         given = settings.env_settings.get(own)
         require(given is None, f"env_settings.{own}", given, f"it is set by {flag}")
     validate_plan(settings.plan)
+    _check_policy(settings.plan, entry)
     entry.check_spec(settings.spec)
     entry.check_hypers(settings.hypers)
     require_choice("test_stream", settings.test_stream, USER_STREAMS)
@@ -195,6 +196,15 @@ def _check(settings: TrainSettings, entry: methods.Method) -> None:
         check_gems(settings.gems)
     if settings.embeddings == "mf":
         check_mf(settings.mf)
+
+
+def _check_policy(plan: Plan, entry: methods.Method) -> None:
+    users = plan.users_per_step
+    if entry.on_policy:
+        for name in ("batch_size", "replay_capacity"):
+            accepted = f"users_per_step = {users}: {entry.title} learns from the episodes of its own step"
+            require(getattr(plan, name) == users, name, getattr(plan, name), accepted)
+    require_count("batch_size", plan.batch_size, entry.least_users)
 
 
 def check_gems(gems: GeMSSettings) -> None:

@@ -15,6 +15,7 @@ from gemsjax.agents import references
 from gemsjax.agents.base import Acting, Agent
 from gemsjax.errors import SettingError
 from gemsjax.evaluate import user_keys
+from gemsjax.pretrain.matrix_factorisation import MFSettings
 from gemsjax.rollout import episodes
 from gemsjax.settings import TrainSettings, defaults, from_config
 from gemsjax.train import Plan, Run, make_training
@@ -42,6 +43,29 @@ def test_every_reference_is_what_it_declares(name):
     assert entry.policy(Dims(40, 4, 6)).privileged == entry.privileged
 
 
+def test_learners_on_policy_keep_their_own_episodes_only():
+    off = Plan(batch_size=20, replay_capacity=100)
+    with pytest.raises(SettingError, match="batch_size = 20 .* episodes of its own step"):
+        TrainSettings(method="reinforce-softmax", plan=off).resolved()
+    with pytest.raises(SettingError, match="batch_size = 1 .* at least 2"):
+        TrainSettings(method="reinforce-batch", plan=methods.method("reinforce-softmax").plan).resolved()
+
+
+def test_embeddings_of_a_file_are_not_the_simulators_and_part_of_what_a_run_is(tmp_path):
+    make = lambda name: TrainSettings(method="sac-topk-mf", embeddings=str(tmp_path / name), env_settings=SMALL)  # noqa: E731
+    world = prepare.world_of(TrainSettings(env_settings=SMALL).resolved())
+    np.save(tmp_path / "own.npy", np.asarray(world.params.item_embeddings))
+    np.save(tmp_path / "a.npy", np.ones((40, 7), np.float32))
+    np.save(tmp_path / "b.npy", np.full((40, 7), 2.0, np.float32))
+    with pytest.raises(SettingError, match="own.npy.* privileged"):
+        prepare.frozen_weights(make("own.npy").resolved(), world, tmp_path, tmp_path)
+    one, other = (prepare.identity_of(make(name).resolved(), world) for name in ("a.npy", "b.npy"))
+    assert one["embeddings"] != other["embeddings"] and "a.npy" not in str(one)
+    assert prepare.untrained_weights(make("a.npy").resolved(), world).embeddings.shape == (40, 7)
+    narrow = TrainSettings(method="sac-topk-mf", mf=MFSettings(dim=7), env_settings=SMALL).resolved()
+    assert prepare.untrained_weights(narrow, world).embeddings.shape == (40, 7)
+
+
 def test_names_of_directories_are_plain_and_differ():
     names = [entry.directory for entry in methods.METHODS.values()]
     assert len(set(names)) == len(names) and all(set(name) <= set(name) - set(" +()/") for name in names)
@@ -58,10 +82,9 @@ def test_the_published_variant_differs_where_the_table_says():
     assert (corrected["gems"].noise, corrected["gems"].shuffle) == ("deviation", True)
     assert (published["test_stream"], corrected["test_stream"]) == ("training", "test")
     assert defaults("sac-gems", "published")["hypers"].initial_alpha == 1.0
-    assert (
-        defaults("sac-gems", "corrected")["hypers"].initial_alpha
-        == defaults("sac-gems", "corrected")["hypers"].first_alpha
-    )
+    assert defaults("sac-gems", "published")["hypers"].first_alpha == 0.2
+    corrected = defaults("sac-gems", "corrected")["hypers"]
+    assert (corrected.initial_alpha, corrected.first_alpha) == (0.2, 0.0)  # 0: as the initial one
     assert defaults("sac-wknn", "published")["embeddings"] == "random"
     with pytest.raises(SettingError, match="did you mean 'published'"):
         defaults("sac-gems", "publishd")

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from gemsjax.belief import make_cfn
 from gemsjax.maths import off_policy
 from gemsjax.maths.off_policy import Correction
+from gemsjax.maths.returns import return_to_go
 from gemsjax.offline import bandits
 from gemsjax.types import Dims, Observation
 
@@ -52,7 +53,7 @@ def test_lambda_at_its_limits():
 
 def test_returns():
     about = GOLDEN["returns"]
-    found = off_policy.discounted_returns(jnp.array(about["rewards"], jnp.float32), about["gamma"])
+    found = return_to_go(jnp.array(about["rewards"], jnp.float32), about["gamma"])
     np.testing.assert_allclose(found, about["returns"], rtol=1e-6)
     np.testing.assert_allclose(off_policy.standardised(found), about["normalised_ddof1_eps1e4"], atol=1e-5)
 

@@ -44,8 +44,9 @@ def expected(scores, topics, slots, by_score):
     return leaders + others[: slots - len(leaders)]
 
 
-@pytest.mark.parametrize("by_score", [False, True], ids=["by topic", "by score"])
-@pytest.mark.parametrize("slots, missing", [(4, False), (6, False), (3, False), (6, True)])
+@pytest.mark.parametrize(
+    "slots, missing, by_score", [(6, False, True), (6, False, False), (3, False, False), (6, True, False)]
+)
 def test_the_items_and_their_order(slots, missing, by_score):
     catalogue = draw_catalogue(5, ITEMS, TOPICS)
     if missing:  # no item's main topic is topic 1
@@ -63,14 +64,14 @@ def test_diversity_beats_the_short_term_oracle_and_order_matters():
     env, params = gemsjax.make("focused_topdown")
     dims = Dims(env.num_items, env.slate_size, env.horizon)
     by_topic, by_score, oracle = (
-        evaluate(env, policy, params, users=128)
+        evaluate(env, policy, params, users=64)
         for policy in (
             make_best_item_per_topic(dims),
             make_best_item_per_topic(dims, by_score=True),
             make_short_term_oracle(dims),
         )
     )
-    assert by_topic.mean == pytest.approx(360, abs=25)  # another catalogue of the same recipe
+    assert by_topic.mean == pytest.approx(360, abs=30)  # another catalogue of the same recipe
     assert by_score.mean > by_topic.mean + 20
     assert oracle.mean < by_topic.mean - 150
 

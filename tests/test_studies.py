@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -59,19 +55,21 @@ def test_nothing_is_run_twice(home, done, monkeypatch):
 
 
 def test_a_record_outlives_a_new_setting_but_not_another_value(home, done):
+    """What a record does not say is today's default, and asking for anything else is another run."""
     arguments = asked(home)
     one = table2.jobs(arguments)[1]
     path = next(arguments.places.records.glob("SAC_TopK_ideal*seed58407201*"))
-    record = json.loads(path.read_text())
-    without = json.loads(path.read_text())
+    record = path.read_text()
+    without = json.loads(record)
     del without["config"]["plan"]["stale"]  # as a version without this setting would have written it
     path.write_text(json.dumps(without))
     try:
         assert _study.find(one, arguments.places) is not None
-        other = arguments.job("sac-topk-ideal", "focused_topdown", 58407201, hypers={"gamma": 0.5})
-        assert _study.find(other, arguments.places) is None
+        for changes in ({"plan": {"stale": True}}, {"hypers": {"gamma": 0.5}}, {"env_settings": {"influence": 0.0}}):
+            other = arguments.job("sac-topk-ideal", "focused_topdown", 58407201, **changes)
+            assert _study.find(other, arguments.places) is None
     finally:
-        path.write_text(json.dumps(record, indent=1))
+        path.write_text(record)
 
 
 def test_the_table_says_what_the_records_say(home, done):
@@ -121,35 +119,85 @@ def test_a_missing_catalogue_is_named(home, tmp_path):
         table2.jobs(asked(home, catalogues=tmp_path))
 
 
-def test_killed_and_started_again(tmp_path):
-    """SIGTERM in the middle of a run; the same command finishes it, and the records are those of an undisturbed run."""
-    arguments = asked(tmp_path, methods=("sac-topk-ideal",), seeds=(7,))
-    command = [sys.executable, "-m", "experiments.table2", "--budget", "smoke", "--envs", "focused_topdown"]
-    command += ["--methods", "sac-topk-ideal", "--seeds", "7"]
-    command += ["--out", str(arguments.out), "--runs", str(arguments.runs), "--data", str(arguments.data)]
-    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 300
-    while not list(arguments.runs.rglob("config.json")) and first.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.kill(first.pid, signal.SIGTERM)
-    first.communicate(timeout=300)
-    assert not list(arguments.places.records.glob("*.json")) or first.returncode == 0
-    again = _study.perform(table2.jobs(arguments), arguments.places)
-    fresh = dataclasses.replace(arguments, out=tmp_path / "other", runs=tmp_path / "other runs")
-    whole = _study.perform(table2.jobs(fresh), fresh.places)
-    assert again[0]["test"] == whole[0]["test"] and len(list(arguments.places.records.glob("*.json"))) == 1
+STOP_AFTER_AN_EPOCH = """
+import os, runpy, signal, sys
+from gemsjax import tracking
+log = tracking.MetricsLog.append
+def append(self, row):
+    log(self, row)
+    os.kill(os.getpid(), signal.SIGTERM)
+tracking.MetricsLog.append = append
+runpy.run_module("experiments.table2", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_killed_and_started_again(done, tmp_path):
+    """SIGTERM after the first epoch: the same command goes on from there, to the record of an undisturbed run."""
+    arguments = asked(tmp_path, methods=("sac-topk-ideal",), seeds=(58407201,))
+    flags = ["--budget", "smoke", "--envs", "focused_topdown", "--methods", "sac-topk-ideal", "--seeds", "58407201"]
+    flags += ["--out", str(arguments.out), "--runs", str(arguments.runs), "--data", str(arguments.data)]
+    run = lambda *start: subprocess.run(  # noqa: E731
+        [sys.executable, *start, *flags], cwd=ROOT, capture_output=True, text=True
+    )
+    first = run("-c", STOP_AFTER_AN_EPOCH)
+    assert first.returncode == 130 and "continues" in first.stderr
+    assert not list(arguments.places.records.glob("*.json"))
+    rows = next(arguments.runs.rglob("metrics.jsonl"))
+    before = rows.read_text().splitlines()
+    second = run("-m", "experiments.table2")
+    assert second.returncode == 0, second.stderr
+    assert len(before) == 1 and rows.read_text().splitlines()[:1] == before
+    (path,) = arguments.places.records.glob("*.json")
+    again = _study.read(path)
+    assert again["test"] == done[1]["test"] and again["config"] == done[1]["config"]
+    assert [row["validation"] for row in again["validation"]] == [row["validation"] for row in done[1]["validation"]]
+
+
+def test_a_stop_in_the_last_epoch_ends_the_study_after_its_record(home, done, tmp_path, monkeypatch):
+    arguments = asked(home, out=tmp_path, methods=("sac-topk-ideal",))
+    record, asks = dict(done[1]), []
+
+    def stopped(job, places):
+        asks.append(job)
+        return record, True
+
+    monkeypatch.setattr(_study, "_train", stopped)
+    with pytest.raises(KeyboardInterrupt, match="continues with the next"):
+        _study.perform(table2.jobs(arguments), arguments.places)
+    assert len(asks) == 1 and len(list(arguments.places.records.glob("*.json"))) == 1
 
 
 def test_figures_and_influence_at_smoke(home, done, capsys):
     figure2.main(asked(home, figure2.Arguments, methods=FEW, seeds=(58407201,)))
-    influence.main(asked(home, influence.Arguments, methods=FEW, seeds=(58407201,), weights=(0.1, 0.0)))
-    figure3.main(
-        asked(home, figure3.Arguments, methods=("sac-gems",), seeds=(1,), betas=(1.0,), lambdas=(), widths=(4,))
-    )
     says = capsys.readouterr().out
-    assert "SAC+TopK (ideal), gamma 0.0: return" in says and "| Random |" in says
-    assert "sac-gems,1.0,0.5,4," in says
-    assert len(list((home / "results").rglob("*.png"))) >= 3
+    assert "SAC+TopK (ideal), gamma 0.0 ‡: return" in says and "Random: return" in says
+    held = [json.loads(path.read_text()) for path in (home / "results").rglob("scores/*.json")]
+    assert len(held) == 3
+    for one in held:
+        width = one["edges"][1] - one["edges"][0]
+        assert sum(map(sum, one["density"])) * width == pytest.approx(1.0)
+    influence.main(asked(home, influence.Arguments, methods=("random",), weights=(0.1, 0.0)))
+    says = capsys.readouterr().out
+    assert "| Random |" in says and "Budget `smoke`, variant `corrected`" in says
+    small = {"seeds": (1,), "betas": (1.0,), "lambdas": (), "widths": (4,)}
+    figure3.main(asked(home, figure3.Arguments, methods=("sac-gems",), **small))
+    assert "sac-gems,1.0,0.5,4," in capsys.readouterr().out
+    drawn = {path.stem for path in (home / "results").rglob("*.png")}
+    assert drawn >= {f"{name}_focused_topdown" for name in ("figure2", "figure3", "influence")}
+
+
+def test_figure3_wants_methods_through_gems(home):
+    with pytest.raises(SettingError, match="act through GeMS"):
+        figure3.jobs(asked(home, figure3.Arguments), "focused_topdown")
+
+
+def test_the_default_studies_can_be_made():
+    """Every method that a study names by default is there."""
+    assert len(table2.jobs(table2.Arguments())) == 6 * (2 + 3 * 7)  # two references once, seven learners, three seeds
+    assert influence.jobs(influence.Arguments(), "focused_topdown")
+    assert figure2.jobs(figure2.Arguments(), "focused_topdown")
+    with pytest.raises(SettingError, match="at least one method"):
+        _study.perform([], table2.Arguments().places)
 
 
 def test_table1_says_what_the_code_declares():

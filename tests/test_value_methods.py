@@ -14,14 +14,14 @@ from probes import HORIZON, ITEMS, ProbeEnv, make_grid_ranker
 from gemsjax.agents import ddpg, dqn, td3
 from gemsjax.agents.base import Acting
 from gemsjax.errors import SettingError
-from gemsjax.types import Dims, Episode, Observation
+from gemsjax.types import Dims, Episode, Observation, time_major
 
 SMALL = {"hidden": 32, "belief_width": 8, "item_dim": 4}
 SINGLE, PAIRS = Dims(ITEMS, 1, HORIZON), Dims(ITEMS, 2, HORIZON)
 
 
 def test_dqn_probes():
-    hypers = dqn.DQNHypers(tau=0.02, rate=3e-3, epsilon_decay=100.0)
+    hypers = dqn.DQNHypers(tau=0.02, rate=3e-3, epsilon_steps=100.0)
     check(train_all(PairEnv(), dqn.make_dqn(dqn.DQNSpec(**SMALL), PAIRS), hypers, ()))
 
 
@@ -51,20 +51,26 @@ def batch_of(key, dims: Dims, action) -> Episode:
     )
 
 
+def leaves_moved(new, old) -> list[bool]:
+    """Whether each array differs."""
+    return [
+        bool((np.asarray(a) != np.asarray(b)).any())
+        for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+    ]
+
+
 def test_dqn_loss_is_that_of_the_definition():
     """Against a plain loop over turns: mean value of the slate, double-network target of the online top K."""
     dims, hypers = Dims(12, 3, 4), dqn.DQNHypers(gamma=0.7)
     agent = dqn.make_dqn(dqn.DQNSpec(hidden=8, belief_width=6, item_dim=3), dims)
-    state = agent.init(jax.random.key(0), hypers)
-    other = agent.init(jax.random.key(1), hypers)  # a target that is not the online network
-    state = dataclasses.replace(state, target=other.params.network)
+    state, other = (jax.jit(agent.init)(jax.random.key(seed), hypers) for seed in (0, 1))
+    state = dataclasses.replace(state, target=other.params.network)  # not the online one
     batch = batch_of(jax.random.key(2), dims, lambda slates: slates)
     after, metrics = jax.jit(agent.update)(Acting(state, hypers), batch, ())
 
     belief = dqn.make_gru(dims, 6, 3)
-    states = np.asarray(
-        belief.unroll((state.params.belief,), jax.tree.map(lambda x: x.swapaxes(0, 1), batch.observation))[0]
-    )
+    states = np.asarray(jax.jit(belief.unroll)((state.params.belief,), time_major(batch.observation))[0])
+    networks = jax.tree.map(np.asarray, (state.params.network, state.target))
 
     def values(network, states):
         hidden = np.maximum(states @ network["layer0"]["kernel"] + network["layer0"]["bias"], 0)
@@ -73,22 +79,21 @@ def test_dqn_loss_is_that_of_the_definition():
     errors = []
     for user in range(2):
         for turn in range(dims.horizon):
-            q = values(state.params.network, states[turn, user])[np.asarray(batch.action[user, turn])].mean()
+            q = values(networks[0], states[turn, user])[np.asarray(batch.action[user, turn])].mean()
             target = float(batch.reward[user, turn])
             if turn + 1 < dims.horizon:
-                best = np.argsort(-values(state.params.network, states[turn + 1, user]))[:3]
-                target += 0.7 * values(state.target, states[turn + 1, user])[best].mean()
+                best = np.argsort(-values(networks[0], states[turn + 1, user]))[:3]
+                target += 0.7 * values(networks[1], states[turn + 1, user])[best].mean()
             errors.append((q - target) ** 2)
     np.testing.assert_allclose(metrics["loss"], np.mean(errors), rtol=1e-4)
-    moved = jax.tree.map(lambda new, old: float(jnp.abs(new - old).max()), after.params, state.params)
-    assert min(jax.tree.leaves(moved)) > 0.0
+    assert all(leaves_moved(after.params, state.params))
 
 
 def test_dqn_explores_as_often_as_epsilon_says():
-    hypers = dqn.DQNHypers(epsilon=0.8, final_epsilon=0.1, epsilon_decay=50.0)
+    hypers = dqn.DQNHypers(first_epsilon=0.8, last_epsilon=0.1, epsilon_steps=50.0)
     dims = Dims(40, 3, 4)
     agent = dqn.make_dqn(dqn.DQNSpec(hidden=8, belief_width=6, item_dim=3), dims)
-    state = agent.init(jax.random.key(0), hypers)
+    state = jax.jit(agent.init)(jax.random.key(0), hypers)
     seen = Observation(jnp.arange(3), jnp.zeros(3, bool))
     best = agent.greedy.act(Acting(state, hypers), agent.greedy.start(), seen, None, jnp.zeros(0))[0].slate
     uniforms = jax.random.uniform(jax.random.key(1), (4_000, agent.explore.draws))
@@ -112,12 +117,12 @@ def test_dqn_explores_as_often_as_epsilon_says():
 def test_td3_updates_actor_and_targets_only_when_due():
     agent = td3.make_td3(td3.TD3Spec(**SMALL, delay=3), SINGLE, make_grid_ranker())
     hypers = td3.TD3Hypers()
-    state = agent.init(jax.random.key(0), hypers)
+    state = jax.jit(agent.init)(jax.random.key(0), hypers)
     batch = batch_of(jax.random.key(1), SINGLE, lambda slates: slates / 2.0 - 1.0)
     update = jax.jit(lambda state, key: agent.update(Acting(state, hypers), batch, agent.draw_update(key, 2))[0])
 
     def moved(new, old) -> bool:
-        return any(bool((a != b).any()) for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True))
+        return any(leaves_moved(new, old))
 
     for number in range(1, 7):
         new, due = update(state, jax.random.key(number)), number % 3 == 0
@@ -135,7 +140,7 @@ def test_td3_updates_actor_and_targets_only_when_due():
 def test_explored_actions_stay_inside_the_box():
     agent = ddpg.make_ddpg(ddpg.DDPGSpec(**SMALL), SINGLE, make_grid_ranker())
     hypers = ddpg.DDPGHypers(exploration=3.0)
-    acting = Acting(agent.init(jax.random.key(0), hypers), hypers)
+    acting = Acting(jax.jit(agent.init)(jax.random.key(0), hypers), hypers)
     seen = Observation(jnp.zeros(1, jnp.int32), jnp.zeros(1, bool))
     uniforms = jax.random.uniform(jax.random.key(1), (500, 1))
     act = lambda u, acting: agent.explore.act(acting, agent.explore.start(), seen, None, u)[0].action  # noqa: E731
@@ -148,8 +153,8 @@ def test_explored_actions_stay_inside_the_box():
     ("check_one", "value", "name"),
     [
         (dqn.validate_spec, dqn.DQNSpec(hidden=0), "hidden"),
-        (dqn.validate_hypers, dqn.DQNHypers(epsilon=1.5), "epsilon"),
-        (dqn.validate_hypers, dqn.DQNHypers(epsilon_decay=0.0), "epsilon_decay"),
+        (dqn.validate_hypers, dqn.DQNHypers(first_epsilon=1.5), "epsilon"),
+        (dqn.validate_hypers, dqn.DQNHypers(epsilon_steps=0.0), "epsilon_steps"),
         (dqn.validate_hypers, dqn.DQNHypers(rate=1.0), "rate"),
         (ddpg.validate_spec, ddpg.DDPGSpec(belief_width=0), "belief_width"),
         (ddpg.validate_hypers, ddpg.DDPGHypers(exploration=0.0), "exploration"),

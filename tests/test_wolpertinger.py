@@ -44,7 +44,7 @@ def made(**settings):
 def state():
     """Targets unlike each other and unlike the critics."""
     agent = made()[1]
-    first, second = (agent.init(jax.random.key(seed), sac.SACHypers()) for seed in (0, 1))
+    first, second = (jax.jit(agent.init)(jax.random.key(seed), sac.SACHypers()) for seed in (0, 1))
     return dataclasses.replace(first, targets=second.targets)
 
 
@@ -74,9 +74,10 @@ def test_slates_are_those_of_a_plain_search(items, state, judges):
     critics = state.targets[:judges]
     beliefs = jax.random.normal(jax.random.key(1), (3, 4, 6))
     queries = jax.random.normal(jax.random.key(2), (3, 4, DIMS.slate_size, WIDTH))
-    together = wolpertinger.slates_of(critics, items.embeddings, beliefs, queries, COUNT)
+    slates = jax.jit(wolpertinger.slates_of, static_argnums=4)
+    together = np.asarray(slates(critics, items.embeddings, beliefs, queries, COUNT))
     alone = jax.vmap(jax.vmap(lambda b, q: wolpertinger.slate_of(critics, items.embeddings, b, q, COUNT)))
-    np.testing.assert_array_equal(together, alone(beliefs, queries))
+    np.testing.assert_array_equal(together, jax.jit(alone)(beliefs, queries))
     plain = jax.tree.map(np.asarray, (critics, items.embeddings))
     for index in np.ndindex(3, 4):
         expected = plain_slate(*plain, np.asarray(beliefs[index]), np.asarray(queries[index]))

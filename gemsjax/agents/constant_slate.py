@@ -4,16 +4,18 @@
 user is shown one candidate slate all episode long; a step updates on (slate, return) pairs and nothing else. It belongs
 in every table: where clicks pull users' tastes, a slate that never changes creates the taste that it serves.
 
-Three stages, by the trajectories seen so far:
-1. a hasty search by distribution (`trial` trajectories), so that small budgets end with something;
-2. the same from scratch, thoroughly (`search` trajectories). Slot k's items are drawn independently from p_k; after each
-   batch p_k moves towards the drawn items, weighted by how far their returns lie above the mean. Returns weigh linearly:
-   taking the best tenth instead prefers slates of high variance, which a few users love;
-3. races, until training stops: changes of the incumbent, one item or two places each, are shown until they are worse than
-   it beyond doubt (and replaced by other changes) or better (and it becomes the challenger).
+It goes in rounds, each of two stages:
+1. a search by distribution. Slot k's items are drawn independently from p_k; after each batch p_k moves towards the
+   drawn items, weighted by how far their returns lie above the mean. Weights are linear in the return: keeping the best
+   tenth instead prefers slates that a few users love to what is good on average;
+2. races. Changes of the incumbent (one item, or two places) are shown until they fall behind and another change takes
+   their place, or lead beyond doubt and become the incumbent.
+The first round is hasty and has no races, so that small budgets end with something. Each later one starts from nothing,
+is `growth` times as long, and so ends higher; its incumbent is shown to nobody outside training before it has beaten
+the champion, the best slate of the rounds before. So there is no budget to be set: training may stop at any time.
 
-Methods of this kind: PBIL (Baluja 1994) and UMDA (Muehlenbein 1996) with linear weights; racing as in Maron and Moore
-1994. Stage lengths and thresholds were chosen by experiment on the published focused catalogue.
+Methods of this kind: PBIL (Baluja 1994) and UMDA (Muehlenbein and Paass 1996); races after Maron and Moore (1994).
+Lengths and thresholds were chosen on focused TopDown with the published catalogue.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ class ConstantSlateHypers:
     """Numbers that may differ between runs of one program.
 
     Attributes:
-      trial, search: trajectories of the first and of the second search by distribution; 0 leaves one out.
+      trial: trajectories of the hasty first round; 0 leaves it out.
+      search, races: trajectories of both stages of the second round.
+      growth: how much longer each round is than the one before.
       speed: how often such a search replaces its whole distribution on its way, so its rate is speed / trajectories.
       selection: extra weight of a return one standard deviation above the mean.
       control: share of a race's users that see the incumbent.
@@ -63,9 +67,11 @@ class ConstantSlateHypers:
     """
 
     trial: float = 10_000.0
-    search: float = 60_000.0
+    search: float = 50_000.0
+    races: float = 40_000.0
+    growth: float = 4.0
     speed: float = 55.0
-    selection: float = 2.0
+    selection: float = 1.5
     control: float = 0.125
     doubt: float = 1.0
     gain: float = 0.02
@@ -77,11 +83,11 @@ class ConstantSlateHypers:
 
 @struct.dataclass
 class Race:
-    """The incumbent (row 0) and its C challengers, with what they returned.
+    """The incumbent (row 0), its C challengers, the champion (last row), and what they returned.
 
     Attributes:
-      slates: [C+1, K] int32.
-      count, total, squares: [C+1] trajectories, the sum of their returns and of the returns' squares.
+      slates: [C+2, K] int32.
+      count, total, squares: [C+2] trajectories, the sum of their returns and of the returns' squares.
     """
 
     slates: Array
@@ -95,13 +101,17 @@ class ConstantSlateState:
     """Everything that an update changes.
 
     Attributes:
-      seen: [] int32, trajectories that were learnt from.
+      round: [] int32, 0 is the hasty one.
+      seen: [] int32, trajectories of this round that were learnt from.
+      leads: [] bool, whether this round's incumbent is the champion.
       shares: [K, I] the distribution p_k of each slot's item.
-      race: the incumbent, its challengers and their evidence.
+      race: incumbent, challengers, champion and their evidence.
       candidates: [M, K] int32, what exploring users are shown in the next step.
     """
 
+    round: Array
     seen: Array
+    leads: Array
     shares: Array
     race: Race
     candidates: Array
@@ -109,7 +119,7 @@ class ConstantSlateState:
 
 @struct.dataclass
 class ConstantSlateNoise:
-    """Uniform numbers of one update: `items` [M, K] for the next candidates, `changes` [C+1, 4] for new challengers."""
+    """Uniform numbers of one update: `items` [M, K] for the next candidates, `changes` [C+2, 4] for new challengers."""
 
     items: Array
     changes: Array
@@ -125,6 +135,8 @@ def validate_hypers(hypers: ConstantSlateHypers) -> None:
     """Raise `SettingError` for a hyper-parameter outside its range (host-side numbers only)."""
     for name, value in vars(hypers).items():
         require(math.isfinite(value) and value >= 0.0, name, value, "a finite number of at least 0")
+    require(hypers.growth >= 1.0, "growth", hypers.growth, "a number of at least 1")
+    require(hypers.search + hypers.races >= 1.0, "search", hypers.search, "with races, at least one trajectory")
     require(hypers.speed > 0.0, "speed", hypers.speed, "a positive number")
     require(0.0 < hypers.control < 1.0, "control", hypers.control, "a number between 0 and 1")
     require(hypers.exchange <= 1.0, "exchange", hypers.exchange, "a number in [0, 1]")
@@ -139,8 +151,8 @@ def make_constant_slate(spec: ConstantSlateSpec, dims: Dims, _means: None = None
     """
     validate_spec(spec)
 
-    def init(key: Key, _hypers: ConstantSlateHypers) -> ConstantSlateState:
-        return _init(spec, dims, key)
+    def init(key: Key, hypers: ConstantSlateHypers) -> ConstantSlateState:
+        return _init(spec, dims, key, hypers)
 
     def start() -> Array:
         return jnp.full(dims.slate_size, -1, jnp.int32)
@@ -155,14 +167,14 @@ def make_constant_slate(spec: ConstantSlateSpec, dims: Dims, _means: None = None
     def greedy(
         acting: Acting, memory: Array, _seen: Observation, _hidden: None, _uniforms: Array
     ) -> tuple[Choice, Array]:
-        slate = acting.state.race.slates[0]
+        slate = acting.state.race.slates[-1]
         return Choice(slate, slate), memory
 
     def draw_update(key: Key, _batch: int) -> ConstantSlateNoise:
         items, changes = jax.random.split(key)
         return ConstantSlateNoise(
             jax.random.uniform(items, (spec.candidates, dims.slate_size)),
-            jax.random.uniform(changes, (spec.challengers + 1, 4)),
+            jax.random.uniform(changes, (spec.challengers + 2, 4)),
         )
 
     def update(acting: Acting, batch: Episode, noise: ConstantSlateNoise) -> tuple[ConstantSlateState, Metrics]:
@@ -172,13 +184,15 @@ def make_constant_slate(spec: ConstantSlateSpec, dims: Dims, _means: None = None
     return Agent(init, Policy(start, explore, draws=1), Policy(start, greedy), draw_update, update)
 
 
-def _init(spec: ConstantSlateSpec, dims: Dims, key: Key) -> ConstantSlateState:
+def _init(spec: ConstantSlateSpec, dims: Dims, key: Key, hypers: Any) -> ConstantSlateState:
     racing, drawn = jax.random.split(key)
-    rows = spec.challengers + 1
+    rows = spec.challengers + 2
     slates = jax.random.randint(racing, (rows, dims.slate_size), 0, dims.num_items)
     nothing = [jnp.zeros(rows) for _ in range(3)]
     return ConstantSlateState(
+        round=jnp.where(jnp.asarray(hypers.trial) > 0.0, 0, 1).astype(jnp.int32),
         seen=jnp.int32(0),
+        leads=jnp.bool_(True),
         shares=jnp.full((dims.slate_size, dims.num_items), 1.0 / dims.num_items),
         race=Race(slates, *nothing),
         candidates=jax.random.randint(drawn, (spec.candidates, dims.slate_size), 0, dims.num_items),
@@ -189,49 +203,63 @@ def _update(
     state: ConstantSlateState, hypers: Any, slates: Array, returns: Array, noise: ConstantSlateNoise
 ) -> tuple[ConstantSlateState, Metrics]:
     """Learn from slates [B, K] and their returns [B]."""
+    search, races = _lengths(state.round, hypers)
     seen = state.seen + returns.shape[0]
-    searching = state.seen < hypers.trial + hypers.search
-    searched, shares = _search(state, hypers, slates, returns, noise.changes)
-    raced = _race(state.race, hypers, slates, returns, noise.changes, state.shares.shape[1])
-    race = jax.tree.map(lambda one, other: jnp.where(searching, one, other), searched, raced)
-    shares = jnp.where(searching, shares, state.shares)
-    drawn = _draw(shares, noise.items)
-    rows = jnp.arange(drawn.shape[0])
-    challenger = 1 + rows % (race.slates.shape[0] - 1)
-    line_up = race.slates[jnp.where(rows < hypers.control * rows.size, 0, challenger)]
-    still_searching = seen < hypers.trial + hypers.search
+    searching = state.seen < search
+    moved = _search(state.shares, hypers, search, slates, returns)
+    mode = moved.argmax(axis=1).astype(jnp.int32)
+    num_items = moved.shape[1]
+    lined_up = _line_up(state.race, mode, noise.changes, hypers.exchange, num_items)
+    raced = _race(state.race, hypers, slates, returns, noise.changes, num_items)
+    race = jax.tree.map(lambda one, other: jnp.where(searching, one, other), lined_up, raced)
+    race, leads = _crown(race, state.leads, hypers.proof)
+
+    over = seen >= search + races
+    following = jnp.where(over, state.round + 1, state.round)
+    seen = jnp.where(over, 0, seen)
+    searches = seen < _lengths(following, hypers)[0]
+    shares = jnp.where(over, 1.0 / num_items, jnp.where(searching, moved, state.shares))
+    candidates = jnp.where(searches, _draw(shares, noise.items), _shown(race, hypers.control, noise.items.shape[0]))
     metrics = {
+        "round": state.round.astype(jnp.float32),
         "searching": searching.astype(jnp.float32),
-        "concentration": shares.max(axis=1).mean(),
-        "incumbent_trajectories": race.count[0],
-        "incumbent_return": race.total[0] / jnp.maximum(race.count[0], 1.0),
+        "concentration": moved.max(axis=1).mean(),
+        "champion_return": race.total[-1] / jnp.maximum(race.count[-1], 1.0),
+        "champion_trajectories": race.count[-1],
     }
-    return ConstantSlateState(seen, shares, race, jnp.where(still_searching, drawn, line_up)), metrics
+    # A new round's incumbent has to beat the champion first (there is none without a search).
+    return ConstantSlateState(following, seen, leads & ~(over & searches), shares, race, candidates), metrics
+
+
+def _lengths(number: Array, hypers: Any) -> tuple[Array, Array]:
+    """Trajectories of the two stages of a round."""
+    longer = hypers.growth ** jnp.maximum(number - 1, 0)
+    return jnp.where(number > 0, hypers.search * longer, hypers.trial), jnp.where(
+        number > 0, hypers.races * longer, 0.0
+    )
+
+
+def _crown(race: Race, leads: Array, proof: Array) -> tuple[Race, Array]:
+    """The race with its champion: the incumbent, from when it has beaten the champion of the rounds before."""
+    lead, error, _ = _leads(race, -1)
+    known = jnp.minimum(race.count[0], race.count[-1]) > 0
+    leads = leads | (known & (lead[0] > proof * error[0]))
+    return jax.tree.map(lambda x: x.at[-1].set(jnp.where(leads, x[0], x[-1])), race), leads
+
+
+def _shown(race: Race, control: Array, size: int) -> Array:
+    """Candidates [size, K] of a race: the incumbent in its share, the others evenly."""
+    rows = jnp.arange(size)
+    return race.slates[jnp.where(rows < control * size, 0, 1 + rows % (race.count.size - 1))]
 
 
 # -- search by distribution --------------------------------------------------------------------------------------------
 
 
-def _search(
-    state: ConstantSlateState, hypers: Any, slates: Array, returns: Array, uniforms: Array
-) -> tuple[Race, Array]:
-    """Move the distribution; at the end of the trial start again, at the end of the search line up for the races."""
-    on_trial = state.seen < hypers.trial
-    seen = state.seen + returns.shape[0]
-    length = jnp.where(on_trial, hypers.trial, hypers.search)
+def _search(shares: Array, hypers: Any, length: Array, slates: Array, returns: Array) -> Array:
+    """The distribution after a batch of a search of this length."""
     step = jnp.minimum(1.0, hypers.speed * returns.shape[0] / jnp.maximum(length, 1.0))
-    shares = (1.0 - step) * state.shares + step * _favoured(state.shares, hypers.selection, slates, returns)
-    mode = shares.argmax(axis=1).astype(jnp.int32)
-    over = seen >= hypers.trial + hypers.search
-    # The trial's incumbent is its latest mode. The thorough search's mode takes over only at its end: until then, its
-    # distribution is wider than what the trial has found.
-    old = state.race.slates[0]
-    incumbent = jnp.where(on_trial | over | (hypers.trial < 1.0), mode, old)
-    line_up = jax.vmap(_change, (None, 0, None, None))(incumbent, uniforms, hypers.exchange, shares.shape[1])
-    line_up = line_up.at[0].set(incumbent).at[1].set(old)  # the first challenger is what the trial has found
-    race = dataclasses.replace(state.race, slates=line_up)
-    restart = on_trial & (seen >= hypers.trial) & ~over
-    return race, jnp.where(restart, 1.0 / shares.shape[1], shares)
+    return (1.0 - step) * shares + step * _favoured(shares, hypers.selection, slates, returns)
 
 
 def _favoured(shares: Array, selection: Array, slates: Array, returns: Array) -> Array:
@@ -252,32 +280,45 @@ def _draw(shares: Array, uniforms: Array) -> Array:
 # -- races -------------------------------------------------------------------------------------------------------------
 
 
+def _line_up(race: Race, incumbent: Array, uniforms: Array, exchange: Array, num_items: int) -> Race:
+    """A race of `incumbent` [K] against changes of it; only the champion keeps its evidence."""
+    champion = jnp.arange(race.count.size) == race.count.size - 1
+    changes = jax.vmap(_change, (None, 0, None, None))(incumbent, uniforms, exchange, num_items)
+    slates = jnp.where(champion[:, None], race.slates, changes.at[0].set(incumbent))
+    return Race(slates, *(jnp.where(champion, x, 0.0) for x in (race.count, race.total, race.squares)))
+
+
+def _leads(race: Race, row: int) -> tuple[Array, Array, Array]:
+    """Each mean less that of `row` [C+2], the standard error of that [C+2], and the deviation of a return []."""
+    mean = race.total / jnp.maximum(race.count, 1.0)
+    # One variance for all: a few returns of a challenger would not tell its own.
+    everyone = jnp.maximum(race.count.sum(), 1.0)
+    variance = race.squares.sum() / everyone - jnp.square(race.total.sum() / everyone)
+    deviation = jnp.sqrt(jnp.maximum(variance, 0.0))
+    some = jnp.maximum(race.count, 1e-6)
+    return mean - mean[row], deviation * jnp.sqrt(1.0 / some + 1.0 / some[row]), deviation
+
+
 def _race(race: Race, hypers: Any, slates: Array, returns: Array, uniforms: Array, num_items: int) -> Race:
     """Add the evidence, let at most one challenger win, and replace those that are out."""
     shown = (slates[:, None] == race.slates).all(axis=-1).astype(jnp.float32)
     race = Race(
         race.slates, race.count + shown.sum(axis=0), race.total + returns @ shown, race.squares + returns**2 @ shown
     )
-    mean = race.total / jnp.maximum(race.count, 1.0)
-    everyone = jnp.maximum(race.count.sum(), 1.0)
-    # One variance for all: a few returns of a challenger would not tell its own.
-    variance = race.squares.sum() / everyone - jnp.square(race.total.sum() / everyone)
-    deviation = jnp.sqrt(jnp.maximum(variance, 0.0))
-    error = deviation * jnp.sqrt(1.0 / jnp.maximum(race.count, 1e-6) + 1.0 / jnp.maximum(race.count[0], 1e-6))
-    lead = mean - mean[0]
-    rows = jnp.arange(mean.size)
-    racing = (rows > 0) & (race.count[0] > 0)
+    lead, error, deviation = _leads(race, 0)
+    rows = jnp.arange(race.count.size)
+    racing = (rows > 0) & (rows < rows.size - 1) & (race.count[0] > 0)
     out = racing & (race.count >= hypers.tries) & (lead + hypers.doubt * error <= hypers.gain * deviation)
     wins = racing & (race.count >= hypers.least) & (lead > hypers.proof * error)
-    fresh = jax.vmap(_change, (None, 0, None, None))(race.slates[0], uniforms, hypers.exchange, num_items)
     best = jnp.argmax(jnp.where(wins, lead, 0.0))  # 0, the incumbent, if there is no winner
     # A winner was chosen for its luck too: as incumbent it starts without evidence. The old one keeps its own and
     # races against it, so that a wrong step is taken back.
+    changes = jax.vmap(_change, (None, 0, None, None))(race.slates[0], uniforms, hypers.exchange, num_items)
     swapped = jax.tree.map(lambda x: x.at[0].set(x[best]).at[best].set(x[0]), race)
     replaced = out & (rows != best)
     kept = 1.0 - (replaced | ((rows == 0) & (best > 0)))
     return Race(
-        jnp.where(replaced[:, None], fresh, swapped.slates),
+        jnp.where(replaced[:, None], changes, swapped.slates),
         swapped.count * kept,
         swapped.total * kept,
         swapped.squares * kept,

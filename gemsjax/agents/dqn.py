@@ -18,6 +18,7 @@ from flax import struct
 
 from gemsjax.agents import actor_critic
 from gemsjax.agents.base import Acting, Agent, Choice, Policy
+from gemsjax.agents.exploration import epsilon
 from gemsjax.belief import Belief, make_gru
 from gemsjax.errors import require, require_count
 from gemsjax.maths.optimise import adam_init
@@ -49,17 +50,17 @@ class DQNHypers:
       gamma: discount per turn.
       tau: share of the online network that enters the target after every update.
       rate: Adam's learning rate of network and belief.
-      epsilon: probability of a random slate at the first step.
-      final_epsilon: probability that it tends to.
-      epsilon_decay: training steps in which the difference falls to 1/e.
+      first_epsilon: probability of a random slate at the first step.
+      last_epsilon: probability that it tends to.
+      epsilon_steps: training steps in which the difference falls to 1/e.
     """
 
     gamma: float = 0.8
     tau: float = 0.002
     rate: float = 1e-3
-    epsilon: float = 1.0
-    final_epsilon: float = 0.01
-    epsilon_decay: float = 1_000.0
+    first_epsilon: float = 1.0
+    last_epsilon: float = 0.01
+    epsilon_steps: float = 1_000.0
 
 
 @struct.dataclass
@@ -93,8 +94,8 @@ def validate_spec(spec: DQNSpec) -> None:
 
 def validate_hypers(hypers: DQNHypers) -> None:
     """Raise `SettingError` for a hyper-parameter outside its range (host-side numbers only)."""
-    actor_critic.check_hypers(hypers, rates=("rate",), positive=("epsilon_decay",))
-    for name in ("epsilon", "final_epsilon"):
+    actor_critic.check_hypers(hypers, rates=("rate",), positive=("epsilon_steps",))
+    for name in ("first_epsilon", "last_epsilon"):
         require(0.0 <= getattr(hypers, name) <= 1.0, name, getattr(hypers, name), "a probability")
 
 
@@ -121,7 +122,7 @@ def make_dqn(spec: DQNSpec, dims: Dims, _means: None = None) -> Agent:
 
     def explore(acting: Acting, memory: Array, seen: Observation, _hidden: None, uniforms: Array) -> tuple:
         slate, memory = look(acting, memory, seen)
-        at_random = acting.at_random | (uniforms[0] < _epsilon(acting.hypers, acting.step))
+        at_random = acting.at_random | (uniforms[0] < epsilon(acting))
         slate = jnp.where(at_random, distinct_from_uniforms(uniforms[1:], dims.num_items), slate)
         return Choice(slate, slate), memory
 
@@ -136,11 +137,6 @@ def make_dqn(spec: DQNSpec, dims: Dims, _means: None = None) -> Agent:
         draw_update=lambda _key, _batch: (),
         update=lambda acting, batch, _noise: _update(belief, network, acting, batch),
     )
-
-
-def _epsilon(hypers: DQNHypers, step: Array | int) -> Array:
-    fallen = jnp.exp(-jnp.float32(step) / hypers.epsilon_decay)
-    return hypers.final_epsilon + (hypers.epsilon - hypers.final_epsilon) * fallen
 
 
 def _update(belief: Belief, network: MLP, acting: Acting, batch: Episode) -> tuple[DQNState, Metrics]:

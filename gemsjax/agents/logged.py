@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
+from gemsjax.errors import DataError
 from gemsjax.types import Array, Episode, Observation
 
 Column = Any
@@ -71,7 +73,15 @@ def to_episodes(logged: LoggedEpisodes) -> Episode:
     """The same as `Episode` [B, H], whose actions are the slates.
 
     It has no place for padding: give other agents logs without any (`partial="drop"` in `datasets.episodes`).
+
+    Raises:
+      DataError: a slot is empty.
     """
+    empty = np.argwhere(np.asarray(logged.turns.slate) < 0)
+    if empty.size:
+        user, turn, slot = empty[0]
+        found = f"episode {user}, turn {turn}, slot {slot} is empty ({len(empty)} such)"
+        raise DataError(f"{found}: an agent's `Episode` holds full slates")
     before, final = (jax.tree.map(lambda x, cut=cut: x[:, cut], logged.turns) for cut in (slice(None, -1), -1))
     action = jnp.asarray(logged.turns.slate[:, 1:], jnp.int32)
     return Episode(observation=before, action=action, reward=logged.reward, final=final)

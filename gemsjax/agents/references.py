@@ -80,9 +80,7 @@ def make_best_item_per_topic(dims: Dims, by_score: bool = False) -> Policy:
         inside = params.item_topics == topics[:, None]
         best = best_item(jnp.where(inside, scores, -jnp.inf))
         leads = ((jnp.arange(dims.num_items) == best[:, None]) & inside).any(axis=0)
-        leaders, others = (
-            top_items(jnp.where(mask, scores, -jnp.inf), dims.slate_size) for mask in (leads, ~leads)
-        )
+        leaders, others = (top_items(jnp.where(mask, scores, -jnp.inf), dims.slate_size) for mask in (leads, ~leads))
         diverse = slots < leads.sum()
         slate = jnp.where(diverse, leaders, others[slots - leads.sum()])
         if not by_score:

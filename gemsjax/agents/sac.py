@@ -56,7 +56,7 @@ class SACHypers:
       actor_rate: Adam's learning rate of the policy and its belief.
       alpha_rate: Adam's learning rate of the temperature.
       initial_alpha: temperature that learning starts from (published: 1).
-      first_alpha: temperature of the first update only, which the published code takes from the configuration.
+      first_alpha: temperature of the first update only (published: 0.2, before 1); 0: as `initial_alpha`.
       entropy_target: per action dimension; the target is this times A.
     """
 
@@ -66,11 +66,11 @@ class SACHypers:
     actor_rate: float = 3e-3
     alpha_rate: float = 1e-3
     initial_alpha: float = 0.2
-    first_alpha: float = 0.2
+    first_alpha: float = 0.0
     entropy_target: float = -1.0
 
 
-PUBLISHED = {"hypers": {"initial_alpha": 1.0}}
+PUBLISHED = {"hypers": {"first_alpha": 0.2, "initial_alpha": 1.0}}
 """What the published variant sets otherwise [25]."""
 
 
@@ -82,9 +82,7 @@ def validate_spec(spec: SACSpec) -> None:
 
 def validate_hypers(hypers: SACHypers) -> None:
     """Raise `SettingError` for a hyper-parameter outside its range (host-side numbers only)."""
-    actor_critic.check_hypers(
-        hypers, rates=("critic_rate", "actor_rate", "alpha_rate"), positive=("initial_alpha", "first_alpha")
-    )
+    actor_critic.check_hypers(hypers, rates=("critic_rate", "actor_rate", "alpha_rate"), positive=("initial_alpha",))
 
 
 @struct.dataclass
@@ -214,11 +212,15 @@ class _Networks(Networks):
         return SquashedGaussian(mean, log_std)
 
 
+def _first_alpha(hypers: SACHypers) -> Array:
+    return jnp.where(hypers.first_alpha > 0.0, hypers.first_alpha, hypers.initial_alpha).astype(jnp.float32)
+
+
 def _init(networks: _Networks, action_dim: int, key: Key, hypers: SACHypers) -> SACState:
     parts, targets = networks.init(key, action_dim, critics=2)
     params = SACParams(**parts, log_alpha=jnp.log(jnp.float32(hypers.initial_alpha)))
     optimiser = SACParams(**{part: adam_init(value) for part, value in vars(params).items()})
-    return SACState(params, targets, optimiser, jnp.float32(hypers.first_alpha))
+    return SACState(params, targets, optimiser, _first_alpha(hypers))
 
 
 def _update(

@@ -25,6 +25,7 @@ from flax import struct
 from gemsjax.agents.actor import outcomes
 from gemsjax.agents.base import Acting, Agent, Choice, Policy
 from gemsjax.agents.click_model import BOREDOMS, ClickModel
+from gemsjax.agents.exploration import epsilon
 from gemsjax.belief import Belief, make_gru
 from gemsjax.errors import require, require_choice, require_count
 from gemsjax.maths.optimise import adam_init, adam_step
@@ -216,7 +217,7 @@ class _Learner:
     ) -> tuple[Choice, Array]:
         choice, memory = self.greedy(acting, memory, seen, hidden, uniforms)
         anything = whole_number(uniforms[:-1], self.dims.num_items)  # items may repeat, as published
-        slate = jnp.where(acting.at_random | (uniforms[-1] < _epsilon(acting)), anything, choice.slate)
+        slate = jnp.where(acting.at_random | (uniforms[-1] < epsilon(acting)), anything, choice.slate)
         return Choice(slate, slate), memory
 
     # -- learning --------------------------------------------------------------------------------------------------
@@ -239,7 +240,7 @@ class _Learner:
         params, optimiser = adam_step(state.params, gradients, state.optimiser, hypers.rate)
         followed = state.params.q if self.spec.target_update == "before" else params.q
         targets = jax.tree.map(lambda old, new: old + hypers.tau * (new - old), state.target, followed)
-        metrics = {"critic_loss": loss, "q": mean_q, "epsilon": _epsilon(acting)}
+        metrics = {"critic_loss": loss, "q": mean_q, "epsilon": epsilon(acting)}
         return SlateQState(params, targets, optimiser), metrics
 
     def _values(self, acting: Acting, states: Array, hidden: Any, action: Array, wanted: Array) -> Array:
@@ -297,13 +298,6 @@ class _Learner:
     def _q(self, params: Params, state: Array) -> Array:
         """Q of every item: [width] -> [I]."""
         return self._network.apply({"params": params}, state)
-
-
-def _epsilon(acting: Acting) -> Array:
-    """Chance of a random slate at this step."""
-    hypers = acting.hypers
-    left = jnp.exp(-jnp.asarray(acting.step, jnp.float32) / hypers.epsilon_steps)
-    return hypers.last_epsilon + (hypers.first_epsilon - hypers.last_epsilon) * left
 
 
 def _targeted(clicks: Array, which: str) -> Array:

@@ -29,6 +29,7 @@ from gemsjax.maths import off_policy
 from gemsjax.maths.off_policy import Correction, Weights, masked_mean
 from gemsjax.maths.optimise import adam_init, adam_step
 from gemsjax.maths.randomness import whole_number
+from gemsjax.maths.returns import return_to_go
 from gemsjax.types import Array, Dims, Episode, Key, Metrics, Observation, Params
 
 _CHOICES = {
@@ -346,7 +347,7 @@ class _Learner:
 
     def _advantage(self, batch: Actions, mask: Array, gamma: Array | float) -> Array:
         """Credit less baseline of every shown item: [H, B, K]."""
-        returns = off_policy.discounted_returns(batch.reward, gamma)[..., None]
+        returns = return_to_go(batch.reward, gamma)[..., None]
         if self.spec.credit == "item":
             later = jnp.concatenate([returns[1:], jnp.zeros_like(returns[:1])])
             returns = batch.item_reward + gamma * later

@@ -103,16 +103,6 @@ def masked_mean(values: Array, mask: Array) -> Array:
     return jnp.where(mask > 0.0, values * mask, 0.0).sum() / jnp.maximum(mask.sum(), 1e-8)
 
 
-def discounted_returns(reward: Array, gamma: Array | float) -> Array:
-    """R_t = sum over t' >= t of gamma^(t'-t) reward_t', along the first axis: [H, ...] -> [H, ...]."""
-
-    def step(later: Array, now: Array) -> tuple[Array, Array]:
-        total = now + gamma * later
-        return total, total
-
-    return jax.lax.scan(step, jnp.zeros_like(reward[0]), reward, reverse=True)[1]
-
-
 def standardised(values: Array) -> Array:
     """Mean 0 and standard deviation 1 (ddof 1, + 1e-4): [n] -> [n], n >= 2. RecNN does this to its returns."""
     return (values - values.mean()) / (values.std(ddof=1) + 1e-4)

@@ -110,7 +110,8 @@ def _columns_at_once(x: Array, kernel: Array, bias: Array, items: Array, picked:
 def _gradients_at_once(
     x: Array, kernel: Array, bias: Array, items: Array, picked: Array, cotangent: Array
 ) -> tuple[Array, ...]:
-    return jax.vjp(lambda *inputs: _columns_at_once(*inputs, items, picked), x, kernel, bias)[1](cotangent)
+    columns = lambda x, kernel, bias: _columns_at_once(x, kernel, bias, items, picked)  # noqa: E731
+    return jax.vjp(columns, x, kernel, bias)[1](cotangent)
 
 
 def _columns_in_blocks(x: Array, kernel: Array, bias: Array, items: Array, picked: Array) -> Array:

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemsjax import methods
+from gemsjax import disk, methods
 from gemsjax.envs.catalogue import load_catalogue
-from gemsjax.errors import DataError
+from gemsjax.errors import DataError, require
 from gemsjax.prepare.common import (
     World,
     as_arrays,
@@ -33,8 +33,9 @@ from gemsjax.rankers.items import item_weights
 from gemsjax.settings import TrainSettings
 
 __all__ = [
-    "PRETRAINING", "World", "as_arrays", "frozen_weights", "has_checkpoints", "items_digest", "logged_data",
-    "mf_embeddings", "on_device", "pretrained_gems", "require_finite", "untrained_weights", "world_of",
+    "PRETRAINING", "World", "as_arrays", "frozen_weights", "has_checkpoints", "identity_of", "items_digest",
+    "known_checksum", "logged_data", "mf_embeddings", "on_device", "pretrained_gems", "require_finite",
+    "untrained_weights", "world_of",
 ]  # fmt: skip
 
 RANDOM_EMBEDDINGS = 2**32 - 3
@@ -71,14 +72,17 @@ def _embeddings(settings: TrainSettings, world: World, root: Path, data_root: Pa
     if settings.embeddings in (None, "mf"):
         data, checksum = (lambda: logged_data(settings, world, data_root)), known_checksum(settings, world, data_root)
         return mf_embeddings(settings, world, root, data, checksum)
-    return _read(str(settings.embeddings), world.dims.num_items)
+    return _read(settings.embeddings, world)
 
 
-def _read(path: str, items: int) -> np.ndarray:
-    """Item embeddings of the user's own: [items, E], finite."""
-    array = load_catalogue(path)
+def _read(path: str | None, world: World) -> np.ndarray:
+    """Item embeddings of the user's own: [I, E], finite, and not the simulator's, which are privileged."""
+    array, items = load_catalogue(str(path)), world.dims.num_items
     if array.ndim != 2 or array.shape[0] != items or not np.isfinite(array).all():
         raise DataError(f"{path}: holds an array of shape {array.shape}; wanted are finite numbers [{items}, width]")
+    own = np.asarray(world.params.item_embeddings)
+    same = array.shape == own.shape and np.allclose(array, own)
+    require(not same, "embeddings", path, "others than the simulator's own, which are called 'ideal' and privileged")
     return array
 
 
@@ -89,4 +93,26 @@ def untrained_weights(settings: TrainSettings, world: World) -> Any:
         return untrained_gems(settings, world)
     if entry.knows_simulator:
         return world.params
-    return () if settings.embeddings is None else item_weights(jnp.asarray(world.params.item_embeddings))
+    if settings.embeddings is None:
+        return ()
+    shape = world.params.item_embeddings.shape
+    if settings.embeddings == "mf":
+        shape = (world.dims.num_items, settings.mf.dim)
+    elif _is_file(settings):
+        shape = _read(settings.embeddings, world).shape
+    return item_weights(jnp.zeros(shape))
+
+
+def identity_of(settings: TrainSettings, world: World) -> dict[str, Any]:
+    """What decides a run's numbers, whatever the files that its items and embeddings came from are called.
+
+    A checkpoint of another identity is not continued.
+    """
+    identity = settings.identity() | {"items": items_digest(world)}
+    if _is_file(settings):
+        identity["embeddings"] = f"file {disk.digest(_read(settings.embeddings, world).tolist())[:12]}"
+    return identity
+
+
+def _is_file(settings: TrainSettings) -> bool:
+    return settings.embeddings not in (None, *methods.EMBEDDINGS)
