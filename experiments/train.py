@@ -6,7 +6,7 @@ As in the paper: 100,000 trajectories, validation every 1000 on 200 users, the b
 on two CPU cores at the speeds of the benchmark, pre-training included; the published implementation returns 305 there.
 Ctrl-C, SIGTERM and even SIGKILL lose at most the epoch in progress: the same command with --resume continues to the
 same numbers.
-A shorter run: --steps 5000 --gems.users 4000 --gems.epochs 4 --warm-up 100 --initial-alpha 0.01 --first-alpha 0.01.
+A shorter run: --steps 5000 --gems.users 4000 --gems.epochs 4 --warm-up 100 --initial-alpha 0.01.
 """
 
 from __future__ import annotations

@@ -36,13 +36,19 @@ def greedy_return() -> Callable[..., float]:
         return jax.lax.scan(epoch, training.init(run), jnp.arange(EPOCHS))[1]
 
     def trained(rules: Rules, gamma: float = 0.8, seed: int = 0) -> float:
-        hypers = sac.SACHypers(
-            gamma=gamma, tau=0.02, critic_rate=3e-3, actor_rate=3e-3, initial_alpha=0.05, first_alpha=0.05
-        )
+        hypers = sac.SACHypers(gamma=gamma, tau=0.02, critic_rate=3e-3, actor_rate=3e-3, initial_alpha=0.05)
         floats = jax.tree.map(jnp.float32, (hypers, rules))
         return float(np.asarray(train(Run(jax.random.key(seed), floats[0], (), floats[1])))[-1])
 
     return trained
+
+
+def test_learning_starts_at_the_configured_temperature_unless_told_otherwise():
+    agent = sac.make_sac(sac.SACSpec(hidden=4, belief_width=2, item_dim=2), Dims(ITEMS, 1, HORIZON), make_grid_ranker())
+    start = lambda **alphas: agent.init(jax.random.key(0), sac.SACHypers(**alphas))  # noqa: E731
+    assert float(start(initial_alpha=0.05).alpha) == np.float32(0.05)
+    published = start(**sac.PUBLISHED["hypers"])
+    assert float(published.alpha) == np.float32(0.2) and float(published.params.log_alpha) == 0.0
 
 
 @pytest.mark.parametrize("seed", [0, 1])

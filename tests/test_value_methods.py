@@ -153,7 +153,7 @@ def test_explored_actions_stay_inside_the_box():
     ("check_one", "value", "name"),
     [
         (dqn.validate_spec, dqn.DQNSpec(hidden=0), "hidden"),
-        (dqn.validate_hypers, dqn.DQNHypers(first_epsilon=1.5), "epsilon"),
+        (dqn.validate_hypers, dqn.DQNHypers(first_epsilon=1.5), "first_epsilon"),
         (dqn.validate_hypers, dqn.DQNHypers(epsilon_steps=0.0), "epsilon_steps"),
         (dqn.validate_hypers, dqn.DQNHypers(rate=1.0), "rate"),
         (ddpg.validate_spec, ddpg.DDPGSpec(belief_width=0), "belief_width"),

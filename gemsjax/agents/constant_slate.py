@@ -6,10 +6,10 @@ in every table: where clicks pull users' tastes, a slate that never changes crea
 
 It goes in rounds, each of two stages:
 1. a search by distribution. Slot k's items are drawn independently from p_k; after each batch p_k moves towards the
-   drawn items, weighted by how far their returns lie above the mean. Weights are linear in the return: keeping the best
-   tenth instead prefers slates that a few users love to what is good on average;
-2. races. Changes of the incumbent (one item, or two places) are shown until they fall behind and another change takes
-   their place, or lead beyond doubt and become the incumbent.
+   items of the better slates, weighted by how far their returns lie above a threshold near the mean. (To keep just the
+   best tenth is to prefer slates that a few users love to what is good on average.)
+2. races. Changes of the incumbent (one item, half of them drawn from p_k, or two places) are shown until they fall
+   behind and another change takes their place, or lead beyond doubt and become the incumbent.
 The first round is hasty and has no races, so that small budgets end with something. Each later one starts from nothing,
 is `growth` times as long, and so ends higher; its incumbent is shown to nobody outside training before it has beaten
 the champion, the best slate of the rounds before. So there is no budget to be set: training may stop at any time.
@@ -56,22 +56,24 @@ class ConstantSlateHypers:
       search, races: trajectories of both stages of the second round.
       growth: how much longer each round is than the one before.
       speed: how often such a search replaces its whole distribution on its way, so its rate is speed / trajectories.
-      selection: extra weight of a return one standard deviation above the mean.
+      threshold: a search learns from the returns that lie more than this many standard deviations above the mean, in
+        proportion to what they have above that.
       control: share of a race's users that see the incumbent.
       doubt: a challenger is out when the incumbent's mean lies this many standard errors above its own ...
       gain: ... or would, if the incumbent were better by this many standard deviations of a return (so that changes
         without effect do not race for ever).
       proof: standard errors by which a challenger must lie above the incumbent to replace it.
       tries, least: trajectories before a challenger may be out, and before it may win.
-      exchange: share of changes that exchange two places; the others put a random item in a random place.
+      exchange: share of changes that exchange two places; the others put another item in a random place.
+      learnt: share of such items that are drawn from what the search has learnt, not from the whole catalogue.
     """
 
     trial: float = 10_000.0
-    search: float = 50_000.0
-    races: float = 40_000.0
+    search: float = 40_000.0
+    races: float = 50_000.0
     growth: float = 4.0
-    speed: float = 55.0
-    selection: float = 1.5
+    speed: float = 15.0
+    threshold: float = 0.3
     control: float = 0.125
     doubt: float = 1.0
     gain: float = 0.02
@@ -79,6 +81,7 @@ class ConstantSlateHypers:
     tries: float = 8.0
     least: float = 64.0
     exchange: float = 0.2
+    learnt: float = 0.5
 
 
 @struct.dataclass
@@ -119,7 +122,7 @@ class ConstantSlateState:
 
 @struct.dataclass
 class ConstantSlateNoise:
-    """Uniform numbers of one update: `items` [M, K] for the next candidates, `changes` [C+2, 4] for new challengers."""
+    """Uniform numbers of one update: `items` [M, K] for the next candidates, `changes` [C+2, 5] for new challengers."""
 
     items: Array
     changes: Array
@@ -134,12 +137,16 @@ def validate_spec(spec: ConstantSlateSpec) -> None:
 def validate_hypers(hypers: ConstantSlateHypers) -> None:
     """Raise `SettingError` for a hyper-parameter outside its range (host-side numbers only)."""
     for name, value in vars(hypers).items():
-        require(math.isfinite(value) and value >= 0.0, name, value, "a finite number of at least 0")
+        sign = name == "threshold" or value >= 0.0
+        require(
+            math.isfinite(value) and sign, name, value, "a finite number" + " of at least 0" * (name != "threshold")
+        )
     require(hypers.growth >= 1.0, "growth", hypers.growth, "a number of at least 1")
     require(hypers.search + hypers.races >= 1.0, "search", hypers.search, "with races, at least one trajectory")
     require(hypers.speed > 0.0, "speed", hypers.speed, "a positive number")
     require(0.0 < hypers.control < 1.0, "control", hypers.control, "a number between 0 and 1")
-    require(hypers.exchange <= 1.0, "exchange", hypers.exchange, "a number in [0, 1]")
+    for name in ("exchange", "learnt"):
+        require(getattr(hypers, name) <= 1.0, name, getattr(hypers, name), "a number in [0, 1]")
     require(hypers.tries >= 1.0, "tries", hypers.tries, "a number of at least 1")
 
 
@@ -174,7 +181,7 @@ def make_constant_slate(spec: ConstantSlateSpec, dims: Dims, _means: None = None
         items, changes = jax.random.split(key)
         return ConstantSlateNoise(
             jax.random.uniform(items, (spec.candidates, dims.slate_size)),
-            jax.random.uniform(changes, (spec.challengers + 2, 4)),
+            jax.random.uniform(changes, (spec.challengers + 2, 5)),
         )
 
     def update(acting: Acting, batch: Episode, noise: ConstantSlateNoise) -> tuple[ConstantSlateState, Metrics]:
@@ -208,17 +215,17 @@ def _update(
     searching = state.seen < search
     moved = _search(state.shares, hypers, search, slates, returns)
     mode = moved.argmax(axis=1).astype(jnp.int32)
-    num_items = moved.shape[1]
-    lined_up = _line_up(state.race, mode, noise.changes, hypers.exchange, num_items)
-    raced = _race(state.race, hypers, slates, returns, noise.changes, num_items)
+    lined_up = _line_up(state.race, mode, _changes(mode, noise.changes, hypers, moved))
+    changes = _changes(state.race.slates[0], noise.changes, hypers, state.shares)
+    raced = _race(state.race, hypers, slates, returns, changes)
     race = jax.tree.map(lambda one, other: jnp.where(searching, one, other), lined_up, raced)
-    race, leads = _crown(race, state.leads, hypers.proof)
+    race, leads = _crown(race, state.leads, hypers)
 
     over = seen >= search + races
     following = jnp.where(over, state.round + 1, state.round)
     seen = jnp.where(over, 0, seen)
     searches = seen < _lengths(following, hypers)[0]
-    shares = jnp.where(over, 1.0 / num_items, jnp.where(searching, moved, state.shares))
+    shares = jnp.where(over, 1.0 / moved.shape[1], jnp.where(searching, moved, state.shares))
     candidates = jnp.where(searches, _draw(shares, noise.items), _shown(race, hypers.control, noise.items.shape[0]))
     metrics = {
         "round": state.round.astype(jnp.float32),
@@ -239,11 +246,11 @@ def _lengths(number: Array, hypers: Any) -> tuple[Array, Array]:
     )
 
 
-def _crown(race: Race, leads: Array, proof: Array) -> tuple[Race, Array]:
+def _crown(race: Race, leads: Array, hypers: Any) -> tuple[Race, Array]:
     """The race with its champion: the incumbent, from when it has beaten the champion of the rounds before."""
     lead, error, _ = _leads(race, -1)
-    known = jnp.minimum(race.count[0], race.count[-1]) > 0
-    leads = leads | (known & (lead[0] > proof * error[0]))
+    known = jnp.minimum(race.count[0], race.count[-1]) >= hypers.least
+    leads = leads | (known & (lead[0] > hypers.proof * error[0]))
     return jax.tree.map(lambda x: x.at[-1].set(jnp.where(leads, x[0], x[-1])), race), leads
 
 
@@ -259,13 +266,14 @@ def _shown(race: Race, control: Array, size: int) -> Array:
 def _search(shares: Array, hypers: Any, length: Array, slates: Array, returns: Array) -> Array:
     """The distribution after a batch of a search of this length."""
     step = jnp.minimum(1.0, hypers.speed * returns.shape[0] / jnp.maximum(length, 1.0))
-    return (1.0 - step) * shares + step * _favoured(shares, hypers.selection, slates, returns)
+    return (1.0 - step) * shares + step * _favoured(shares, hypers.threshold, slates, returns)
 
 
-def _favoured(shares: Array, selection: Array, slates: Array, returns: Array) -> Array:
-    """Frequencies of the items in each slot, weighted by `1 + selection * standardised return`, at least 0: [K, I]."""
+def _favoured(shares: Array, threshold: Array, slates: Array, returns: Array) -> Array:
+    """Frequencies of the items in each slot, weighted by what the returns have above the threshold: [K, I]."""
     score = (returns - returns.mean()) / jnp.maximum(returns.std(), 1e-6)
-    weight = jnp.maximum(0.0, 1.0 + selection * score)
+    weight = jnp.maximum(0.0, score - threshold)
+    weight = jnp.where(weight.sum() > 0.0, weight, 1.0)  # there may be none above
     slots = jnp.broadcast_to(jnp.arange(slates.shape[1]), slates.shape)
     return jnp.zeros_like(shares).at[slots, slates].add((weight / weight.sum())[:, None])
 
@@ -280,10 +288,9 @@ def _draw(shares: Array, uniforms: Array) -> Array:
 # -- races -------------------------------------------------------------------------------------------------------------
 
 
-def _line_up(race: Race, incumbent: Array, uniforms: Array, exchange: Array, num_items: int) -> Race:
-    """A race of `incumbent` [K] against changes of it; only the champion keeps its evidence."""
+def _line_up(race: Race, incumbent: Array, changes: Array) -> Race:
+    """A race of `incumbent` [K] against `changes` of it [C+2, K]; only the champion keeps its evidence."""
     champion = jnp.arange(race.count.size) == race.count.size - 1
-    changes = jax.vmap(_change, (None, 0, None, None))(incumbent, uniforms, exchange, num_items)
     slates = jnp.where(champion[:, None], race.slates, changes.at[0].set(incumbent))
     return Race(slates, *(jnp.where(champion, x, 0.0) for x in (race.count, race.total, race.squares)))
 
@@ -299,8 +306,8 @@ def _leads(race: Race, row: int) -> tuple[Array, Array, Array]:
     return mean - mean[row], deviation * jnp.sqrt(1.0 / some + 1.0 / some[row]), deviation
 
 
-def _race(race: Race, hypers: Any, slates: Array, returns: Array, uniforms: Array, num_items: int) -> Race:
-    """Add the evidence, let at most one challenger win, and replace those that are out."""
+def _race(race: Race, hypers: Any, slates: Array, returns: Array, changes: Array) -> Race:
+    """Add the evidence, let at most one challenger win, and replace those that are out by `changes` [C+2, K]."""
     shown = (slates[:, None] == race.slates).all(axis=-1).astype(jnp.float32)
     race = Race(
         race.slates, race.count + shown.sum(axis=0), race.total + returns @ shown, race.squares + returns**2 @ shown
@@ -313,7 +320,6 @@ def _race(race: Race, hypers: Any, slates: Array, returns: Array, uniforms: Arra
     best = jnp.argmax(jnp.where(wins, lead, 0.0))  # 0, the incumbent, if there is no winner
     # A winner was chosen for its luck too: as incumbent it starts without evidence. The old one keeps its own and
     # races against it, so that a wrong step is taken back.
-    changes = jax.vmap(_change, (None, 0, None, None))(race.slates[0], uniforms, hypers.exchange, num_items)
     swapped = jax.tree.map(lambda x: x.at[0].set(x[best]).at[best].set(x[0]), race)
     replaced = out & (rows != best)
     kept = 1.0 - (replaced | ((rows == 0) & (best > 0)))
@@ -325,10 +331,19 @@ def _race(race: Race, hypers: Any, slates: Array, returns: Array, uniforms: Arra
     )
 
 
-def _change(slate: Array, uniforms: Array, exchange: Array, num_items: int) -> Array:
-    """`slate` [K] with two places exchanged, or with a random item in a random place, from 4 uniform numbers."""
-    size = slate.shape[0]
-    place, item = whole_number(uniforms[1], size), whole_number(uniforms[2], num_items)
-    other = (place + 1 + whole_number(uniforms[3], max(size - 1, 1))) % size
-    exchanged = slate.at[place].set(slate[other]).at[other].set(slate[place])
-    return jnp.where(uniforms[0] < exchange, exchanged, slate.at[place].set(item))
+def _changes(slate: Array, uniforms: Array, hypers: Any, shares: Array) -> Array:
+    """`slate` [K] with two places exchanged or one item replaced, from 5 uniform numbers each: [n, 5] -> [n, K]."""
+    size, num_items = shares.shape
+    edges = jnp.cumsum(shares, axis=1)
+
+    def change(uniforms: Array) -> Array:
+        place, item = whole_number(uniforms[1], size), whole_number(uniforms[2], num_items)
+        of_place = edges[place]
+        likely = jnp.minimum(jnp.searchsorted(of_place, uniforms[2] * of_place[-1], side="right"), num_items - 1)
+        use = (uniforms[4] < hypers.learnt) & (likely != slate[place])
+        other = (place + 1 + whole_number(uniforms[3], max(size - 1, 1))) % size
+        exchanged = slate.at[place].set(slate[other]).at[other].set(slate[place])
+        replaced = slate.at[place].set(jnp.where(use, likely, item).astype(jnp.int32))
+        return jnp.where(uniforms[0] < hypers.exchange, exchanged, replaced)
+
+    return jax.vmap(change)(uniforms)
