@@ -203,8 +203,8 @@ def _places(path: Path, wanted: Mapping[str, str], names: Sequence[str]) -> dict
 
 def _parquet(path: Path, wanted: Mapping[str, str]) -> dict[str, np.ndarray]:
     try:
-        import pyarrow  # type: ignore[import-not-found]
-        from pyarrow import parquet  # type: ignore[import-not-found]
+        import pyarrow
+        from pyarrow import parquet
     except ImportError as error:
         raise DataError(f"reading {path} needs pyarrow: pip install 'gemsjax[tables]', or save it as CSV") from error
     try:
