@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -184,6 +185,11 @@ METHODS = {
         "Epsilon-greedy oracle", policy=references.make_epsilon_greedy_oracle, privileged=True
     ),
     "best-item-per-topic": Method("Best item per topic", policy=references.make_best_item_per_topic, privileged=True),
+    "best-item-per-topic-sorted": Method(
+        "Best item per topic, sorted",
+        policy=partial(references.make_best_item_per_topic, by_score=True),
+        privileged=True,
+    ),
     "constant-slate": Method("Constant slate", assumes=("one slate suits all",), **_CONSTANT),
     "sac-gems": Method("SAC+GeMS", ranker="gems", **_SAC),
     "sac-topk-ideal": Method("SAC+TopK (ideal)", ranker="topk", embeddings=("ideal",), privileged=True, **_SAC),

@@ -15,7 +15,9 @@ is `growth` times as long, and so ends higher; its incumbent is shown to nobody 
 the champion, the best slate of the rounds before. So there is no budget to be set: training may stop at any time.
 
 Methods of this kind: PBIL (Baluja 1994) and UMDA (Muehlenbein and Paass 1996); races after Maron and Moore (1994).
-Lengths and thresholds were chosen on focused TopDown with the published catalogue.
+Lengths and thresholds were chosen on focused TopDown with the published catalogue. Test returns there: about 300 after
+10,000 trajectories, 360 to 395 after 100,000 (six seeds), 406 and 417 after 2 million (two seeds); plain hill climbing
+had 349 and 390 after 96,000 and 1.6 million.
 """
 
 from __future__ import annotations
