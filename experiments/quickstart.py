@@ -69,7 +69,7 @@ def preset(arguments: Arguments) -> TrainSettings:
         catalogue=arguments.catalogue,
         plan=Plan(warm_up=20 if smoke else 100, replay_capacity=4_000, validation_users=20 if smoke else 200),
         # Starting the temperature low finds a good policy ten times sooner; see the head of this file.
-        hypers=SACHypers(initial_alpha=0.01),
+        hypers=SACHypers(initial_alpha=0.01, first_alpha=0.01),
         gems=GeMSSettings(users=100, epochs=1) if smoke else GeMSSettings(users=4_000, epochs=4),
     )
     return settings.resolved()

@@ -24,6 +24,7 @@ def smoke(tmp_path_factory):
     return record, *(path.read_text(encoding="utf-8") for path in paths)
 
 
+@pytest.mark.slow
 def test_rows(smoke):
     record, written, _ = smoke
     assert json.loads(written) == record
@@ -37,6 +38,7 @@ def test_rows(smoke):
         assert all(row[name] > 0 for name in ("share", "share_error", "random", "oracle"))
 
 
+@pytest.mark.slow
 def test_shares_are_those_of_the_recipes(smoke):
     """1000 items, standard error 0.003; the numbers are those of the authors' generator."""
     rows = {row["name"]: row["share"] for row in smoke[0]["catalogues"]}
@@ -46,6 +48,7 @@ def test_shares_are_those_of_the_recipes(smoke):
     assert rows["published: diffuse"] == pytest.approx(0.720, abs=0.015)
 
 
+@pytest.mark.slow
 def test_the_recipe_of_a_file_is_recognised(smoke):
     p_values = {(test["name"], test["power"]): (test["share_p"], test["component_p"]) for test in smoke[0]["tests"]}
     for name, true_power in [("focused", 1.0), ("diffuse", 1.5)]:
@@ -56,6 +59,7 @@ def test_the_recipe_of_a_file_is_recognised(smoke):
                 assert max(p_values[name, power]) < 1e-10
 
 
+@pytest.mark.slow
 def test_tables_hold_every_row_and_test(smoke):
     record, _, text = smoke
     for row in record["catalogues"]:

@@ -131,6 +131,7 @@ runpy.run_module("experiments.table2", run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(done, tmp_path):
     """SIGTERM after the first epoch: the same command goes on from there, to the record of an undisturbed run."""
     arguments = asked(tmp_path, methods=("sac-topk-ideal",), seeds=(58407201,))
