@@ -365,9 +365,11 @@ def catalogue(directory: Path | None, env: str) -> str | None:
 
     Raises:
       DataError: there is no such file.
+      SettingError: an environment whose items were never published.
     """
     if directory is None:
         return None
+    require(not env.startswith("peaked"), "--catalogues", env, "no peaked environment: no such file was published")
     items = "diffuse" if env.startswith("diffuse") else "focused"
     path = directory / f"item_embeddings_{items}.npy"
     if not path.is_file():

@@ -13,7 +13,7 @@ find no difference from power 1 and exclude 1.5 (p < 1e-60). The paper's oracle 
 A recipe's row is the mean over independent draws of the catalogue, the same draws for every power, and its standard
 error is that over draws; a single catalogue's is that over users. All rows meet the same users. Components of one item
 depend on each other a little (they share a norm), so p-values of components are approximate. Budgets: smoke for tests,
-small 4 draws and 500 users, full 10 draws and 2,000 users: seconds, one and eight minutes on two CPU cores.
+small 4 draws and 500 users, full 10 draws and 2,000 users; not timed.
 """
 
 from __future__ import annotations

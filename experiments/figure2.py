@@ -6,7 +6,7 @@ For the short-term oracle, SAC+GeMS with gamma 0.8 and with gamma 0: densities o
 score at which an examined item is clicked with probability one half, and the mean. Expected: the oracle recommends high
 scores and bores (most mass at several bored topics); a far-sighted agent recommends lower scores to users who are
 hardly bored. Published returns at the full budget: 305.3 with gamma 0.8, 194.3 with gamma 0, 107.7 for the oracle.
-Budgets: full 100,000 trajectories (about an hour on two CPU cores), small 10,000, smoke for tests. Records,
+Budgets: full 100,000 trajectories (not yet run), small 10,000, smoke for tests. Records,
 histograms and picture are below `OUT/<budget>-<variant>`.
 """
 

@@ -4,7 +4,7 @@
 
 Left: against beta (the KL term) at lambda 0.5; right: against lambda (the click term) at beta 1; latent widths 16 and
 32, means over seeds with 95 % Student-t intervals. Published: beta 1.0 is best for both widths. Each point needs its
-own pre-trained GeMS. Budgets: full 100,000 trajectories, ten seeds (220 runs of about an hour each on two CPU cores);
+own pre-trained GeMS. Budgets: full 100,000 trajectories, ten seeds (220 runs; not yet run);
 small 10,000 and three; smoke for tests. Records, CSV and picture are below `OUT/<budget>-<variant>`.
 """
 

@@ -7,7 +7,7 @@ slate does well; without influence (the steady environments) only knowing the us
 published focused catalogue, weights 0.1, 0.05, 0.02, 0: constant slate 390, 384 to 389, 341 to 348, 107 to 118;
 short-term oracle 104, 116, 133, 150; best item of each topic, sorted by score, 412, 425, 437, 515 (in the order of
 topics, by us, 361, 384, 401, 503). Privileged methods are marked.
-Budgets: full 100,000 trajectories and ten seeds, small 10,000 and three (about an hour on two CPU cores), smoke for
+Budgets: full 100,000 trajectories and ten seeds, small 10,000 and three (neither was timed), smoke for
 tests. Records, tables and picture are below `OUT/<budget>-<variant>`.
 """
 

@@ -8,9 +8,10 @@ from the records only. Stopped and started again it continues: a run loses at mo
 names a directory with the published item embeddings (`item_embeddings_focused.npy`, `item_embeddings_diffuse.npy`);
 without it the project's own catalogues are used.
 
-Budgets: full is the paper's (100,000 trajectories, ten seeds: 480 runs, about half an hour each on two CPU cores);
-small is 10,000 trajectories and three seeds (with the eight methods of the paper and constant-slate in two environments
-about two hours on two cores); smoke is for tests. Published numbers, where there are any, stand in brackets.
+Budgets: full is the paper's (100,000 trajectories, ten seeds; not yet run). small is 10,000 trajectories and three
+seeds: on two CPU cores at 280 GFLOP/s a run takes seconds (constant-slate) to a few minutes (REINFORCE+SoftMax 1 to 3,
+SAC+GeMS 6 with its pre-training), and 21 for SAC+WkNN by its benchmark. smoke is
+for tests. Published numbers, where there are any, stand in brackets.
 """
 
 from __future__ import annotations

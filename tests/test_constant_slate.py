@@ -232,5 +232,5 @@ def test_specs_out_of_range_are_refused(wrong):
 
 
 def test_the_defaults_are_accepted():
-    constant_slate.validate_hypers(ConstantSlateHypers())
-    constant_slate.validate_spec(ConstantSlateSpec())
+    assert constant_slate.validate_hypers(ConstantSlateHypers()) is None
+    assert constant_slate.validate_spec(ConstantSlateSpec()) is None

@@ -354,5 +354,4 @@ def test_defaults_are_in_range():
         (reinforce_batch, reinforce_batch.BatchSpec(), reinforce_batch.BatchHypers()),
         (reinforce, reinforce.ReinforceSpec(), reinforce.ReinforceHypers()),
     ):
-        module.validate_spec(spec)
-        module.validate_hypers(hypers)
+        assert module.validate_spec(spec) is None and module.validate_hypers(hypers) is None

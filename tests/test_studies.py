@@ -187,6 +187,12 @@ def test_figures_and_influence_at_smoke(home, done, capsys):
     assert drawn >= {f"{name}_focused_topdown" for name in ("figure2", "figure3", "influence")}
 
 
+def test_items_that_were_never_published_are_not_asked_for(home, tmp_path):
+    (tmp_path / "item_embeddings_focused.npy").touch()
+    with pytest.raises(SettingError, match="no peaked environment"):
+        table2.jobs(asked(home, catalogues=tmp_path, envs=("peaked_topdown",)))
+
+
 def test_figure3_wants_methods_through_gems(home):
     with pytest.raises(SettingError, match="act through GeMS"):
         figure3.jobs(asked(home, figure3.Arguments), "focused_topdown")

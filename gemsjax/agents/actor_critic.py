@@ -6,7 +6,6 @@ Called by the agents that act through a continuous action (SAC, Wolpertinger, DD
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,8 +13,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from gemsjax.agents import checks
 from gemsjax.belief import Belief
-from gemsjax.errors import require
 from gemsjax.maths.optimise import adam_step
 from gemsjax.nets.mlp import MLP, Critic
 from gemsjax.types import Array, Episode, Key, Observation, Params, time_major
@@ -25,16 +24,8 @@ Box = tuple[Array, Array]
 
 
 def check_hypers(hypers: Any, rates: Sequence[str], positive: Sequence[str] = ()) -> None:
-    """Raise `SettingError` unless all numbers are finite, gamma and tau shares, `rates` learning rates and `positive`
-    above zero."""
-    for name, value in vars(hypers).items():
-        require(math.isfinite(value), name, value, "a finite number")
-    for name in ("gamma", "tau"):
-        require(0.0 <= getattr(hypers, name) <= 1.0, name, getattr(hypers, name), "a number in [0, 1]")
-    for name in rates:
-        require(0.0 <= getattr(hypers, name) < 1.0, name, getattr(hypers, name), "a number in [0, 1)")
-    for name in positive:
-        require(getattr(hypers, name) > 0.0, name, getattr(hypers, name), "a positive number")
+    """`checks.check_hypers` with the shares of an actor-critic, `gamma` and `tau`."""
+    checks.check_hypers(hypers, rates, shares=("gamma", "tau"), positive=positive)
 
 
 def inside(box: Box, squashed: Array) -> Array:

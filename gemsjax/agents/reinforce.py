@@ -16,7 +16,8 @@ from flax import struct
 
 from gemsjax.agents.actor import Actor, ActorParams, ActorState, improve, make_actor
 from gemsjax.agents.base import Acting, Agent, Choice, Policy
-from gemsjax.errors import require, require_choice, require_count
+from gemsjax.agents.checks import check_hypers, check_widths
+from gemsjax.errors import require, require_choice
 from gemsjax.maths.distributions import SquashedGaussian
 from gemsjax.maths.randomness import normal
 from gemsjax.maths.returns import RETURNS, return_to_go
@@ -61,17 +62,13 @@ class ReinforceHypers:
 
 def validate_spec(spec: ReinforceSpec) -> None:
     """Raise `SettingError` for a width below 1 or an unknown choice."""
-    for name in ("hidden", "belief_width", "item_dim"):
-        require_count(name, getattr(spec, name))
+    check_widths(spec)
     require_choice("return_to_go", spec.return_to_go, RETURNS)
 
 
 def validate_hypers(hypers: ReinforceHypers) -> None:
     """Raise `SettingError` for a hyper-parameter outside its range (host-side numbers only)."""
-    for name, value in vars(hypers).items():
-        require(math.isfinite(value), name, value, "a finite number")
-    require(0.0 <= hypers.gamma <= 1.0, "gamma", hypers.gamma, "a number in [0, 1]")
-    require(0.0 <= hypers.rate < 1.0, "rate", hypers.rate, "a number in [0, 1)")
+    check_hypers(hypers, rates=("rate",))
     require(0.0 < hypers.sigma <= math.exp(2.0), "sigma", hypers.sigma, "a positive number up to e^2")
 
 

@@ -9,7 +9,6 @@ from closing on one item before the others were tried.
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,8 @@ from flax import struct
 
 from gemsjax.agents.actor import Actor, ActorParams, ActorState, improve, make_actor, make_softmax_policies, outcomes
 from gemsjax.agents.base import Acting, Agent
-from gemsjax.errors import require, require_count
+from gemsjax.agents.checks import check_hypers, check_widths
+from gemsjax.errors import require
 from gemsjax.maths.returns import return_to_go
 from gemsjax.types import Array, Dims, Episode, Key, Metrics, Params, time_major
 
@@ -54,16 +54,12 @@ class BatchHypers:
 
 def validate_spec(spec: BatchSpec) -> None:
     """Raise `SettingError` for a width below 1."""
-    for name, value in dataclasses.asdict(spec).items():
-        require_count(name, value)
+    check_widths(spec)
 
 
 def validate_hypers(hypers: BatchHypers) -> None:
     """Raise `SettingError` for a hyper-parameter outside its range (host-side numbers only)."""
-    for name, value in vars(hypers).items():
-        require(math.isfinite(value), name, value, "a finite number")
-    require(0.0 <= hypers.gamma <= 1.0, "gamma", hypers.gamma, "a number in [0, 1]")
-    require(0.0 <= hypers.rate < 1.0, "rate", hypers.rate, "a number in [0, 1)")
+    check_hypers(hypers, rates=("rate",))
     require(hypers.entropy >= 0.0, "entropy", hypers.entropy, "a number of at least 0")
 
 

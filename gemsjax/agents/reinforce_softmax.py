@@ -8,7 +8,6 @@ numbers in comments: README, "Where they differ".
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,8 @@ from flax import struct
 
 from gemsjax.agents.actor import Actor, ActorParams, ActorState, improve, make_actor, make_softmax_policies, outcomes
 from gemsjax.agents.base import Acting, Agent
-from gemsjax.errors import require, require_choice, require_count
+from gemsjax.agents.checks import check_hypers, check_widths
+from gemsjax.errors import require_choice
 from gemsjax.maths.categorical import log_hit
 from gemsjax.maths.returns import RETURNS, return_to_go
 from gemsjax.types import Array, Dims, Episode, Key, Metrics, time_major
@@ -59,18 +59,14 @@ class SoftmaxHypers:
 
 def validate_spec(spec: SoftmaxSpec) -> None:
     """Raise `SettingError` for a width below 1 or an unknown choice."""
-    for name in ("hidden", "belief_width", "item_dim"):
-        require_count(name, getattr(spec, name))
+    check_widths(spec)
     require_choice("credit", spec.credit, CREDITS)
     require_choice("return_to_go", spec.return_to_go, RETURNS)
 
 
 def validate_hypers(hypers: SoftmaxHypers) -> None:
     """Raise `SettingError` for a hyper-parameter outside its range (host-side numbers only)."""
-    for name, value in vars(hypers).items():
-        require(math.isfinite(value), name, value, "a finite number")
-    require(0.0 <= hypers.gamma <= 1.0, "gamma", hypers.gamma, "a number in [0, 1]")
-    require(0.0 <= hypers.rate < 1.0, "rate", hypers.rate, "a number in [0, 1)")
+    check_hypers(hypers, rates=("rate",))
 
 
 def make_reinforce_softmax(spec: SoftmaxSpec, dims: Dims, _means: None = None) -> Agent:

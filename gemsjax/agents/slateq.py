@@ -13,7 +13,6 @@ bracketed numbers in comments: README, "Where they differ".
 from __future__ import annotations
 
 import dataclasses
-import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,10 +23,11 @@ from flax import struct
 
 from gemsjax.agents.actor import outcomes
 from gemsjax.agents.base import Acting, Agent, Choice, Policy
+from gemsjax.agents.checks import check_hypers, check_widths
 from gemsjax.agents.click_model import BOREDOMS, ClickModel
 from gemsjax.agents.exploration import epsilon
 from gemsjax.belief import Belief, make_gru
-from gemsjax.errors import require, require_choice, require_count
+from gemsjax.errors import require_choice
 from gemsjax.maths.optimise import adam_init, adam_step
 from gemsjax.maths.randomness import whole_number
 from gemsjax.maths.selection import map_selected, picked_outputs
@@ -121,20 +121,15 @@ class SlateQHypers:
 
 def validate_spec(spec: SlateQSpec) -> None:
     """Raise `SettingError` for a width below 1 or an unknown choice."""
-    for name in ("hidden", "belief_width", "item_dim"):
-        require_count(name, getattr(spec, name))
+    check_widths(spec)
     for name, choices in CHOICES.items():
         require_choice(name, getattr(spec, name), choices)
 
 
 def validate_hypers(hypers: SlateQHypers) -> None:
     """Raise `SettingError` for a hyper-parameter outside its range (host-side numbers only)."""
-    for name, value in vars(hypers).items():
-        require(math.isfinite(value), name, value, "a finite number")
-    for name in ("gamma", "tau", "first_epsilon", "last_epsilon"):
-        require(0.0 <= getattr(hypers, name) <= 1.0, name, getattr(hypers, name), "a number in [0, 1]")
-    require(0.0 <= hypers.rate < 1.0, "rate", hypers.rate, "a number in [0, 1)")
-    require(hypers.epsilon_steps > 0.0, "epsilon_steps", hypers.epsilon_steps, "a positive number")
+    shares = ("gamma", "tau", "first_epsilon", "last_epsilon")
+    check_hypers(hypers, rates=("rate",), shares=shares, positive=("epsilon_steps",))
 
 
 class SlateQParams(NamedTuple):

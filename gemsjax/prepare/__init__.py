@@ -104,7 +104,7 @@ def untrained_weights(settings: TrainSettings, world: World) -> Any:
 
 
 def identity_of(settings: TrainSettings, world: World) -> dict[str, Any]:
-    """What decides a run's numbers, whatever the files that its items and embeddings came from are called.
+    """What decides a run's numbers: its settings, the items themselves, and embeddings by what their file holds.
 
     A checkpoint of another identity is not continued.
     """
