@@ -74,7 +74,7 @@ def save(directory: PathLike, tree: Any, *, step: int, config: dict[str, Any], k
     require_count("step", step, 0)
     require_count("keep", keep)
     leaves, arrays = _to_host(tree)
-    about = {"format": FORMAT, "step": step, "config": _plain(config), "leaves": leaves, **_surroundings()}
+    about = {"format": FORMAT, "step": step, "config": _plain(config), "leaves": leaves, **surroundings()}
     root = Path(directory).absolute()
     target = root / f"step_{step:08d}"
     temporary = root / f".{target.name}.tmp"
@@ -197,7 +197,7 @@ def _from_disk(path: Path, manifest: dict[str, Any], like: Any) -> Any:
         try:
             arrays = _orbax(lambda checkpointer: checkpointer.restore(path / _ARRAYS, args=args))
         except Exception as error:
-            versions = f"written with {manifest['versions']}, read with {_surroundings()['versions']}"
+            versions = f"written with {manifest['versions']}, read with {surroundings()['versions']}"
             raise DataError(f"{path} is undamaged but cannot be read ({versions}): {error}") from error
     leaves = {about["name"]: _leaf(about, arrays.pop(str(n), None)) for n, about in enumerate(manifest["leaves"])}
     return jax.tree.unflatten(structure, [leaves[_leaf_name(where)] for where, _ in expected])
@@ -337,7 +337,9 @@ def _sha256(file: Path, flush: bool = False) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def _surroundings() -> dict[str, Any]:
+def surroundings() -> dict[str, Any]:
+    """`versions` of the packages that matter, and the `device`: what results should be read with."""
+
     def version(package: str) -> str:
         try:
             return metadata.version(package)

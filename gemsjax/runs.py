@@ -183,15 +183,8 @@ class _Driver:
         last = self.done + length - 1
         require_finite({"a weight": np.where(finite, [0.0], np.nan)}, last, "step", self.directory)
         self.state, self.done = state, self.done + length
-        row = {"step": self.done, "return": float(per_step.pop("return").mean())}
-        if updated.any():
-            row |= {name: float(value[updated].mean()) for name, value in per_step.items()}
-        row |= {
-            "validation": float(validation.mean()),
-            "validation_se": float(validation.std(ddof=1) / np.sqrt(validation.size)) if validation.size > 1 else 0.0,
-            "best_validation": float(state.best_return),
-            "seconds": time.perf_counter() - started,
-        }
+        seconds = time.perf_counter() - started
+        row = row_of(per_step, updated, validation, float(state.best_return), step=self.done, seconds=seconds)
         # The row first: a run that is killed in between drops it on resuming and writes it again.
         self.log.append(row)
         checkpoint.save(self.checkpoints, (self.state, self.run), step=self.done, config=self.identity)
@@ -212,6 +205,29 @@ class _Driver:
         }
         disk.write_json(self.directory / "result.json", result)
         return tested
+
+
+def row_of(
+    per_step: dict[str, np.ndarray],
+    updated: np.ndarray,
+    validation: np.ndarray,
+    best: float,
+    *,
+    step: int,
+    seconds: float,
+) -> dict[str, float]:
+    """An epoch's row of metrics: means over its steps (of updates: over those that updated), and its validation."""
+    per_step = dict(per_step)
+    row = {"step": step, "return": float(per_step.pop("return").mean())}
+    if updated.any():
+        row |= {name: float(value[updated].mean()) for name, value in per_step.items()}
+    error = float(validation.std(ddof=1) / np.sqrt(validation.size)) if validation.size > 1 else 0.0
+    return row | {
+        "validation": float(validation.mean()),
+        "validation_se": error,
+        "best_validation": best,
+        "seconds": seconds,
+    }
 
 
 class Trained(NamedTuple):

@@ -26,6 +26,7 @@ LAYERS = [
     ("gemsjax.settings",),
     ("gemsjax.prepare",),
     ("gemsjax.runs",),
+    ("gemsjax.sweep",),
     ("experiments",),
 ]
 NEVER = {

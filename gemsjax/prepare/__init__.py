@@ -23,6 +23,7 @@ from gemsjax.prepare.common import (
     has_checkpoints,
     items_digest,
     known_checksum,
+    log_directory,
     logged_data,
     require_finite,
     world_of,
@@ -34,7 +35,7 @@ from gemsjax.settings import TrainSettings
 
 __all__ = [
     "PRETRAINING", "World", "as_arrays", "frozen_weights", "has_checkpoints", "identity_of", "items_digest",
-    "known_checksum", "logged_data", "mf_embeddings", "on_device", "pretrained_gems", "require_finite",
+    "known_checksum", "log_directory", "logged_data", "mf_embeddings", "on_device", "pretrained_gems", "require_finite",
     "untrained_weights", "world_of",
 ]  # fmt: skip
 

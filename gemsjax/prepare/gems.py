@@ -24,6 +24,8 @@ BOUND_USERS = 1_000
 """Logged users whose latent codes span the action box (published implementation)."""
 PRETRAINING = 2**32 - 2
 """Where training folds step numbers into the seed's key, pre-training folds this."""
+WEIGHTS = "weights"
+"""Where the finished weights lie below a pre-training's directory."""
 CALLS_PER_EPOCH = 10
 """Pieces in which an epoch of pre-training is called, for progress and Ctrl-C."""
 
@@ -40,6 +42,22 @@ def pretrained_gems(
       KeyboardInterrupt: Ctrl-C or SIGTERM; what is lost is the epoch in progress, which is done again the same.
     """
     gems, pretraining = settings.gems, make_pretraining(settings.gems.spec, world.dims)
+    directory, config = place_of(settings, world, root)
+    kept = kept_weights(settings, world, root)
+    if kept is not None:
+        return kept
+    logged = data()
+    with tracking.RunDirectory(directory, config, resume=True), tracking.StopRequest() as stop:
+        weights = _pretrain(pretraining, gems, settings.seed, directory, config, logged, stop)
+        checkpoint.save(directory / WEIGHTS, weights, step=gems.epochs, config=config)
+        if stop.requested:
+            raise KeyboardInterrupt("GeMS is pre-trained and kept")
+    return weights
+
+
+def place_of(settings: TrainSettings, world: World, root: Path) -> tuple[Path, dict[str, Any]]:
+    """Where a pre-trained GeMS of these settings lies or will lie, and the configuration that says what it is."""
+    gems = settings.gems
     config = {
         "seed": settings.seed,
         "env": settings.env,
@@ -48,18 +66,18 @@ def pretrained_gems(
         "gems": dataclasses.asdict(gems),
     }
     name = tracking.run_name(settings.env, settings.seed, gems.beta, gems.click_weight, method="GeMS").directory
-    directory = root / f"{name}-{checkpoint.config_hash(config)[:6]}"
-    finished, like = directory / "weights", jax.eval_shape(pretraining.init, jax.random.key(0)).params
-    latent: Any = jax.ShapeDtypeStruct((gems.latent_dim,), jnp.float32)
-    if checkpoint.latest_step(finished) is not None:
-        return checkpoint.restore(finished, GeMSWeights(like, latent, latent), config=config).tree
-    logged = data()
-    with tracking.RunDirectory(directory, config, resume=True), tracking.StopRequest() as stop:
-        weights = _pretrain(pretraining, gems, settings.seed, directory, config, logged, stop)
-        checkpoint.save(finished, weights, step=gems.epochs, config=config)
-        if stop.requested:
-            raise KeyboardInterrupt("GeMS is pre-trained and kept")
-    return weights
+    return root / f"{name}-{checkpoint.config_hash(config)[:6]}", config
+
+
+def kept_weights(settings: TrainSettings, world: World, root: Path) -> GeMSWeights | None:
+    """The pre-trained GeMS of these settings if an earlier run left one."""
+    directory, config = place_of(settings, world, root)
+    if checkpoint.latest_step(directory / WEIGHTS) is None:
+        return None
+    pretraining = make_pretraining(settings.gems.spec, world.dims)
+    like, latent = jax.eval_shape(pretraining.init, jax.random.key(0)).params, settings.gems.latent_dim
+    bound: Any = jax.ShapeDtypeStruct((latent,), jnp.float32)
+    return checkpoint.restore(directory / WEIGHTS, GeMSWeights(like, bound, bound), config=config).tree
 
 
 def _pretrain(
@@ -73,15 +91,14 @@ def _pretrain(
 ) -> GeMSWeights:
     validation, training = (on_device(part) for part in datasets.split(data))
     config = config | {"dataset": data.checksum}
-    # A stream of its own: training folds its step numbers into the seed's key.
-    key, hypers = jax.random.fold_in(jax.random.key(seed), PRETRAINING), as_arrays(gems.hypers)
+    key, hypers = pretraining_key(seed), as_arrays(gems.hypers)
     updates = jax.jit(pretraining.updates, donate_argnums=0)
     validate = jax.jit(pretraining.validate, donate_argnums=0)
     state, done = _resume_pretraining(pretraining, key, directory, config)
     log = tracking.MetricsLog(directory)
     log.truncate(done + 1)
     batches = training.slates.shape[0] // gems.batch_size
-    pieces = _pieces(batches)
+    pieces = pieces_of(batches)
     with tracking.Progress(gems.epochs * batches, "GeMS", start=done * batches, unit="batches") as progress:
         for epoch in range(done, gems.epochs):
             losses: list[dict[str, np.ndarray]] = []
@@ -97,11 +114,25 @@ def _pretrain(
             means = {name: float(np.concatenate([piece[name] for piece in losses]).mean()) for name in losses[0]}
             log.append({"step": epoch + 1, **means, **{f"validation_{k}": float(v) for k, v in validated.items()}})
             checkpoint.save(directory / "checkpoints", state, step=epoch + 1, config=config)
-    first = dataclasses.replace(data, slates=data.slates[:BOUND_USERS], clicks=data.clicks[:BOUND_USERS])
-    return jax.jit(pretraining.bounds)(state.best_params, on_device(first))
+    return jax.jit(pretraining.bounds)(state.best_params, bound_slates(data))
 
 
-def _pieces(batches: int) -> list[np.ndarray]:
+def pretraining_key(seed: int) -> jax.Array:
+    """Key of a pre-training: a stream of its own, since training folds its step numbers into the seed's key."""
+    return jax.random.fold_in(jax.random.key(seed), PRETRAINING)
+
+
+def first_key(key: jax.Array) -> jax.Array:
+    """Key of the first weights, from a pre-training's key, whose epochs are folded in elsewhere."""
+    return jax.random.fold_in(key, PRETRAINING)
+
+
+def bound_slates(data: datasets.LoggedSlates) -> Slates:
+    """The logged slates whose codes span the action box."""
+    return on_device(dataclasses.replace(data, slates=data.slates[:BOUND_USERS], clicks=data.clicks[:BOUND_USERS]))
+
+
+def pieces_of(batches: int) -> list[np.ndarray]:
     """An epoch's batch numbers in about CALLS_PER_EPOCH calls: of one length if that divides them, else with a rest.
 
     Each length is a program; with the rest there are two.
@@ -117,7 +148,7 @@ def _resume_pretraining(
     pretraining: Pretraining, key: jax.Array, directory: Path, config: dict[str, Any]
 ) -> tuple[GeMSState, int]:
     if not has_checkpoints(directory):
-        return jax.jit(pretraining.init)(jax.random.fold_in(key, PRETRAINING)), 0
+        return jax.jit(pretraining.init)(first_key(key)), 0
     like = jax.eval_shape(pretraining.init, key)
     state, done, _ = checkpoint.restore(directory / "checkpoints", like, config=config)
     return state, done

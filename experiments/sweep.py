@@ -1,0 +1,284 @@
+"""Many runs as one program: seeds, environments and hyper-parameters of one method, on all devices.
+
+    python -m experiments.sweep --method sac-gems --env focused_topdown focused_mix --seed 1 2 3 --gamma 0 0.8
+
+Every setting of `experiments.train` is a flag here; those that are data (seed, env, catalogue, hyper-parameters, the
+weights of GeMS's losses, constants of the environment) may have several values, and all combinations are run (with
+`--paired`: the first values together, the second values, and so on). What is missing of pre-trained GeMS is trained
+first, together too. `--dry-run` says what it would need of the devices, and trains nothing.
+
+Stopped or killed, the same command with --resume continues, also on other devices. On several machines, start the same
+command on each: under Slurm and in indexed Kubernetes jobs the processes find each other (experiments/sweep_slurm.py),
+elsewhere --coordinator HOST:PORT --processes N --process I. `--export N --out DIR` makes an ordinary run of run N.
+
+Results: `runs.csv` (a row a run), `metrics.csv` (a row a run and epoch), `sweep.json` (what was asked). Speed:
+`python -m experiments.benchmark --only sweep`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from experiments._cli import run_cli
+from experiments.train import Method, arguments_of
+from gemsjax import sweep
+from gemsjax.envs.registry import CONSTANTS
+from gemsjax.errors import require_choice
+from gemsjax.settings import TrainSettings
+from gemsjax.sweep import memory
+from gemsjax.sweep.axes import SIZES
+from gemsjax.sweep.bundle import bundle, data_like
+from gemsjax.sweep.processes import Process, start
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How a sweep is run, and where it goes."""
+
+    out: Path = Path("sweeps/sweep")
+    """Directory of the sweep (with --export: root of the exported run)."""
+    runs: Path = Path("runs")
+    """Root of pre-trained weights."""
+    data: Path = Path("logs")
+    """Root of logged data."""
+    paired: bool = False
+    """Lists of equal length, one value of each for a run, instead of all combinations."""
+    layout: str = "auto"
+    """mapped (runs one after another), vmapped (side by side), or auto: what is faster on this kind of device."""
+    group: int | None = None
+    """Vmapped runs of a device at a time; by default all."""
+    shards: int | None = None
+    """Parts with a checkpoint each; by default one a process."""
+    checkpoint_minutes: float = 5.0
+    """At least between checkpoints."""
+    resume: bool = False
+    """Continue a sweep."""
+    overwrite: bool = False
+    """Delete an earlier sweep first."""
+    dry_run: bool = False
+    """Say what the sweep needs, and end."""
+    coordinator: str | None = None
+    """HOST:PORT of the first of several processes."""
+    processes: int | None = None
+    """How many processes."""
+    process: int | None = None
+    """Which of them this is, from 0."""
+    heartbeat: int = 100
+    """Seconds of silence after which a process counts as dead and all end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """An ordinary run directory of one run of a sweep."""
+
+    export: int
+    """Number of the run."""
+    sweep: Path = Path("sweeps/sweep")
+    """Directory of the sweep."""
+    out: Path = Path("runs")
+    """Root of single runs."""
+    overwrite: bool = False
+    """Replace an earlier run of the same name."""
+
+
+_WORLD: tuple[str, ...] = (*SIZES, "examination", "examination_decay", "examination_first_exponent", *CONSTANTS)
+
+
+def arguments_of_sweep(method: str, variant: str) -> type:
+    """The command line of a sweep of one method: plain settings of `experiments.train`, each a list."""
+    fields: list[Any] = []
+    for field in dataclasses.fields(arguments_of(method, variant)):
+        if field.name in ("where", "env_settings"):
+            continue
+        default = None if field.default is dataclasses.MISSING else field.default
+        if field.name in ("plan", "hypers", "spec", "gems", "mf"):
+            kind: Any = _listed(type(default), default)
+            prefixed = field.name in ("gems", "mf")
+            fields.append((field.name, kind if prefixed else Annotated[kind, tyro.conf.OmitArgPrefixes], kind()))
+        else:
+            fields.append((field.name, *_list_of(field.type, default)))
+    kinds: dict[str, Any] = dict.fromkeys(_WORLD, tuple[float, ...]) | {"examination": tuple[str, ...]}
+    world = dataclasses.make_dataclass("World", [(name, kinds[name], ()) for name in _WORLD], frozen=True)
+    world.__doc__ = "Constants of the environment instead of its own."
+    fields.append(("env_settings", world, world()))
+    fields.append(("how", tyro.conf.OmitArgPrefixes[How], How()))
+    made = dataclasses.make_dataclass("Arguments", fields, frozen=True)
+    made.__doc__ = TrainSettings.__doc__
+    return made
+
+
+def _listed(kind: Any, default: Any) -> type:
+    """A class of settings in which every single value has become a list of values."""
+    hints = typing.get_type_hints(kind)
+    fields = []
+    for field in dataclasses.fields(kind):
+        type_, value = _list_of(hints[field.name], getattr(default, field.name))
+        fields.append((field.name, type_, dataclasses.field(default=value)))
+    made = dataclasses.make_dataclass(kind.__name__, fields, frozen=True)
+    made.__doc__ = kind.__doc__
+    return made
+
+
+def _list_of(type_: Any, default: Any) -> tuple[Any, Any]:
+    """A field of type T as one of `tuple[T, ...]`; flags, and what is a list already, stay what they are."""
+    if isinstance(type_, str):  # of modules with postponed annotations
+        type_ = {"str": str, "int": int, "float": float}.get(type_, str)
+    if type_ is bool or typing.get_origin(type_) is tuple or isinstance(default, tuple):
+        return type_, default
+    if isinstance(type_, types.UnionType):
+        type_ = next(inner for inner in typing.get_args(type_) if inner is not type(None))
+    return tuple[type_, ...], () if default is None else (default,)
+
+
+def parse(arguments: list[str]) -> tuple[list[sweep.Run], How]:
+    """Runs from a command line; the method decides which flags there are.
+
+    Raises:
+      SettingError: see `sweep.grid` and `sweep.paired`.
+    """
+    chosen, _ = tyro.cli(Method, args=arguments, return_unknown_args=True, add_help=False)
+    sweep.sweepable(chosen.method)
+    parsed: Any = tyro.cli(
+        arguments_of_sweep(chosen.method, chosen.variant),
+        args=arguments,
+        prog="python -m experiments.sweep",
+        description=__doc__,
+    )
+    accepted = sweep.sweepable(chosen.method)
+    axes: dict[str, tuple] = {}
+    base = TrainSettings(chosen.method, chosen.variant).resolved()
+
+    def take(settings: Any, given: Any, prefix: str = "") -> Any:
+        """`settings` with what has one value; what has several becomes an axis."""
+        changes = {}
+        for field in dataclasses.fields(given):
+            value, name = getattr(given, field.name), prefix + field.name
+            is_list = isinstance(value, tuple) and not isinstance(getattr(settings, field.name, None), tuple)
+            if not is_list or len(value) == 1:
+                changes[field.name] = value[0] if is_list else value
+            elif len(value) > 1:
+                axes[name] = value
+        return dataclasses.replace(settings, **changes)
+
+    parts = {part: take(getattr(base, part), getattr(parsed, part)) for part in ("plan", "hypers", "spec")}
+    for part in ("gems", "mf"):
+        if hasattr(parsed, part):
+            parts[part] = take(getattr(base, part), getattr(parsed, part), f"{part}.")
+    plain = {}
+    for name in ("env", "seed", "steps", "epoch_steps", "test_users", "test_stream", "catalogue", "embeddings"):
+        values = getattr(parsed, name)
+        if len(values) > 1:
+            axes[name] = values
+        elif values:
+            plain[name] = values[0]
+    constants = {}
+    for name in _WORLD:
+        values = tuple(_whole(name, value) for value in getattr(parsed.env_settings, name))
+        if len(values) > 1:
+            axes[f"env_settings.{name}"] = values
+        elif values:
+            constants[name] = values[0]
+    base = dataclasses.replace(base, env_settings=constants, **plain, **parts)
+    if not axes:
+        axes["seed"] = (base.seed,)  # one run is a sweep too
+    ordered = {name: axes[name] for name in (*accepted, *axes) if name in axes}
+    return (sweep.paired if parsed.how.paired else sweep.grid)(base, ordered), parsed.how
+
+
+def _whole(name: str, value: Any) -> Any:
+    """A constant that is a whole number as one."""
+    whole = name in (*SIZES, "examination_first_exponent") or (name in CONSTANTS and CONSTANTS[name].whole)
+    return int(value) if whole and not isinstance(value, str) and float(value).is_integer() else value
+
+
+def options(how: How) -> sweep.Options:
+    """What the library takes of a command line."""
+    return sweep.Options(
+        layout=how.layout,
+        group=how.group,
+        shards=how.shards,
+        checkpoint_minutes=how.checkpoint_minutes,
+        resume=how.resume,
+        overwrite=how.overwrite,
+        pretrained=how.runs,
+        data=how.data,
+    )
+
+
+def dry_run(runs: list[sweep.Run], how: How) -> None:
+    """Print what the sweep needs.
+
+    Raises:
+      SettingError: it would not fit; the message names what would.
+    """
+    made = bundle(runs)
+    layout = sweep.make_layout(len(runs), how.layout, how.group)
+    one = data_like(made)
+    data = jax.tree.map(lambda x: jax.ShapeDtypeStruct((layout.runs, *x.shape), x.dtype), one)
+    found, _ = memory.need(made, data, layout)
+    table = Table("part", "MiB a run")
+    for name, size in found.parts.items():
+        table.add_row(name.replace("_", " "), f"{size / 2**20:,.1f}")
+    console = Console()
+    told = layout.describe()
+    console.print(
+        f"{len(runs)} runs on {told['devices']} x {told['device']}: {told['layout']}, groups of {told['group']}, "
+        f"{told['groups_per_device']} a device, {told['empty_places']} empty places"
+    )
+    console.print(table)
+    limit = "unknown" if found.limit is None else f"{found.limit / 2**20:,.0f} MiB"
+    console.print(
+        f"of a device: {found.arguments / 2**20:,.0f} MiB for its runs, {found.temporary / 2**20:,.0f} MiB for the "
+        f"program; there are {limit}"
+    )
+    memory.refuse_unless_fits(found, layout, lambda other: memory.need(made, data, other)[0])
+
+
+def main(runs: list[sweep.Run], how: How, process: Process) -> None:
+    """Run a sweep and print its table."""
+    require_choice("--layout", how.layout, ("auto", "mapped", "vmapped"))
+    if how.dry_run:
+        return dry_run(runs, how)
+    outcome = sweep.run_sweep(runs, how.out, options(how), process)
+    if outcome.stopped:
+        print("stopped; the same command with --resume continues")
+        sys.exit(130)
+    if outcome.rows:
+        _print(outcome.rows, list(runs[0].values))
+        print(f"everything is in {outcome.directory}")
+
+
+def _print(rows: list[dict[str, Any]], axes: list[str]) -> None:
+    table = Table("run", *axes, "status", "best validation", "test return")
+    for row in rows:
+        returned = f"{row['test']:.1f} ± {row['test_se']:.1f} s.e." if "test" in row else ""
+        best = f"{row['best_validation']:.1f}" if "best_validation" in row else ""
+        table.add_row(str(row["run"]), *(str(row[axis]) for axis in axes), row["status"], best, returned)
+    Console().print(table)
+
+
+def export(arguments: Export) -> None:
+    """Make an ordinary run of one run."""
+    print(sweep.export(arguments.sweep, arguments.export, arguments.out, overwrite=arguments.overwrite))
+
+
+def command(arguments: list[str]) -> None:
+    """Whatever the command line asks for."""
+    if any(argument.split("=")[0] == "--export" for argument in arguments):
+        return export(tyro.cli(Export, args=arguments, prog="python -m experiments.sweep"))
+    runs, how = parse(arguments)
+    main(runs, how, start(how.coordinator, how.processes, how.process, how.heartbeat))
+
+
+if __name__ == "__main__":
+    run_cli(lambda: command(sys.argv[1:]))

@@ -1,0 +1,268 @@
+"""A sweep from the host's side: weights are prepared, epochs driven, logged and checkpointed, policies tested.
+
+`run_sweep` is the whole of it and may be stopped and started again, on other devices too. Called by `experiments.sweep`
+and notebooks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemsjax import checkpoint, methods, tracking
+from gemsjax.errors import require
+from gemsjax.prepare import has_checkpoints, identity_of
+from gemsjax.runs import row_of
+from gemsjax.sweep import files, memory
+from gemsjax.sweep.axes import Run
+from gemsjax.sweep.bundle import Bundle, bundle, data_like, frozen, program, stacked, test, with_key
+from gemsjax.sweep.layout import Layout, active_places, gather, make_layout, of_run, place
+from gemsjax.sweep.pretraining import pretrain
+from gemsjax.sweep.processes import Process, share
+
+Rows = list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a sweep is run; none of it changes which numbers are computed, save `group`, in their last digits.
+
+    Attributes:
+      layout, group: see `make_layout`.
+      shards: parts with a checkpoint each, dealt to the processes; by default one a process.
+      checkpoint_minutes: at least between checkpoints; the last epoch always leaves one.
+      resume, overwrite: what to do with an earlier sweep; refused without either.
+      pretrained, data: roots of pre-trained weights and logged data.
+      wait: seconds that the first process waits for the others' shards.
+    """
+
+    layout: str = "auto"
+    group: int | None = None
+    shards: int | None = None
+    checkpoint_minutes: float = 5.0
+    resume: bool = False
+    overwrite: bool = False
+    pretrained: Path = Path("runs")
+    data: Path = Path("logs")
+    wait: float = 7 * 24 * 3600.0
+
+
+class Outcome(NamedTuple):
+    """What `run_sweep` leaves.
+
+    Attributes:
+      directory: of the sweep.
+      rows: one a run, as in `runs.csv`; empty for all but the first process, and if the sweep was stopped.
+      stopped: whether a signal asked to stop before the end.
+    """
+
+    directory: Path
+    rows: Rows
+    stopped: bool
+
+
+def run_sweep(
+    runs: Sequence[Run],
+    directory: Path,
+    options: Options = Options(),  # noqa: B008 - frozen
+    process: Process = Process(),  # noqa: B008
+    devices: Sequence[jax.Device] | None = None,
+    on_epoch: Callable[[int, Rows], object] = lambda shard, rows: None,
+) -> Outcome:
+    """Run a sweep, or this process's share of it.
+
+    Args:
+      runs: from `axes.grid` or `axes.paired`.
+      directory: of the sweep.
+      options: how.
+      process: from `processes.start`.
+      devices: by default all local ones.
+      on_epoch: called with a shard's number and its runs' rows of metrics.
+
+    Raises:
+      SettingError: runs whose programs differ, more than memory holds, or an existing sweep.
+      DataError: another sweep in the directory, or a damaged one.
+    """
+    bundle(runs)  # refuses before anything is written
+    laid = make_layout(len(runs), options.layout, options.group, devices)
+    if process.rank == 0:
+        about = {"layout": laid.describe(), "processes": process.total, **checkpoint.surroundings()}
+        dealt = files.begin(
+            directory, runs, options.shards or min(process.total, len(runs)), about,
+            resume=options.resume, overwrite=options.overwrite,
+        )  # fmt: skip
+    else:
+        files.wait_for(files.index(directory), options.wait, "the first process writes it")
+        dealt = files.begin(directory, runs, 1, {}, resume=True, overwrite=False)
+    for number in share(len(dealt), process):
+        mine = [runs[run] for run in dealt[number]]
+        driver = _Shard(number, dealt[number], mine, directory, options, devices)
+        if not driver.drive(on_epoch):
+            return Outcome(directory, [], stopped=True)
+    if process.rank > 0:
+        return Outcome(directory, [], stopped=False)
+    for number in range(len(dealt)):
+        files.wait_for(files.results(directory, number), options.wait, f"shard {number} is another process's")
+    return Outcome(directory, files.collect(directory), stopped=False)
+
+
+class _Shard:
+    """One shard's runs, as one program."""
+
+    def __init__(
+        self,
+        number: int,
+        numbers: Sequence[int],
+        runs: Sequence[Run],
+        directory: Path,
+        options: Options,
+        devices: Sequence[jax.Device] | None,
+    ) -> None:
+        self.number, self.numbers, self.root, self.options = number, list(numbers), directory, options
+        self.directory = files.shard(directory, number)
+        self.made: Bundle = bundle(runs)
+        self.layout: Layout = make_layout(len(runs), options.layout, options.group, devices)
+        self.settings = self.made.settings
+        self.identity = {
+            "runs": [identity_of(run.settings, world) for run, world in zip(runs, self.made.worlds, strict=True)]
+        }
+
+    def drive(self, on_epoch: Callable[[int, Rows], object]) -> bool:
+        """Train and test; False if somebody asked to stop. A finished shard is not done again."""
+        done = checkpoint.latest_step(self.checkpoints) or 0
+        if done >= self.settings.steps and files.results(self.root, self.number).exists():
+            return True
+        title = f"{methods.method(self.settings.method).title}, {len(self.numbers)} runs"
+        with tracking.RunDirectory(self.directory, {"shard": self.number}, resume=True), tracking.StopRequest() as stop:
+            files.results(self.root, self.number).unlink(missing_ok=True)
+            self._begin()
+            with tracking.Progress(self.settings.steps, title, start=self.done) as progress:
+                while self.done < self.settings.steps and self.going.any() and not stop.requested:
+                    rows = self._epoch()
+                    on_epoch(self.number, rows)
+                    told = {"return": np.median([row["return"] for row in rows if "frozen" not in row] or [np.nan])}
+                    progress.update(self.done, told)
+            self._save()
+            if self.done < self.settings.steps and self.going.any():
+                return False
+            files.write_results(self.root, self.number, self._test())
+        return True
+
+    def _begin(self) -> None:
+        made, options = self.made, self.options
+        self.saved, self.saved_at = True, time.monotonic()
+        self.programs: dict[int, Any] = {}
+        restored = has_checkpoints(self.directory)
+        if restored:
+            like = self._like()
+            (state, data, frozen_at), self.done, _ = checkpoint.restore(self.checkpoints, like, config=self.identity)
+            self.frozen_at = np.asarray(frozen_at)
+            accepted = f"at least the {self.done} that the sweep already has"
+            require(self.settings.steps >= self.done, "steps", self.settings.steps, accepted)
+        else:
+            pretrain(made, options.pretrained, options.data, self.layout)
+            data = stacked(made, frozen(options.pretrained, options.data))
+            self.done, self.frozen_at = 0, np.zeros(len(self.numbers), np.int32)
+        need, compiled = memory.need(made, data, self.layout)
+        memory.refuse_unless_fits(need, self.layout, lambda layout: memory.need(made, data, layout)[0])
+        self.programs[min(self.settings.epoch_steps, self.settings.steps)] = compiled
+        self.program = program(made, self.layout)
+        self.data = place(self.layout, data)
+        self.state = place(self.layout, state) if restored else jax.jit(self.program.make)(self.data)
+        self.log = tracking.MetricsLog(self.directory)
+        self.log.truncate(self.done + 1)
+
+    def _like(self) -> Any:
+        """Shapes of a checkpoint: `(state, data, frozen_at)`, [N, ...]."""
+        data = data_like(self.made)
+        state = jax.eval_shape(lambda data: self.made.training.init(with_key(data)), data)
+        count = len(self.numbers)
+        add = lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype)  # noqa: E731
+        return jax.tree.map(add, (state, data, jax.ShapeDtypeStruct((), jnp.int32)))
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
+
+    @property
+    def going(self) -> np.ndarray:
+        """[N] which runs are not frozen."""
+        return self.frozen_at == 0
+
+    def _epoch(self) -> Rows:
+        started, before = time.perf_counter(), self.going
+        length = min(self.settings.epoch_steps, self.settings.steps - self.done)
+        numbers = jnp.arange(self.done, self.done + length, dtype=jnp.int32)
+        active = active_places(self.layout, before)
+        if length not in self.programs:
+            lowered = jax.jit(self.program.call, donate_argnums=1).lower(self.data, self.state, active, numbers)
+            self.programs[length] = lowered.compile()
+        self.state, told = self.programs[length](self.data, self.state, active, numbers)
+        metrics, held = gather(self.layout, told)
+        best = gather(self.layout, self.state.best_return)
+        seconds = time.perf_counter() - started
+        rows = []
+        for place_, number in enumerate(self.numbers):
+            if not before[place_]:
+                continue
+            per_step = {name: value[place_] for name, value in metrics.steps.items()}
+            row: dict[str, Any] = {"step": self.done + length, "run": number}
+            if held[place_]:
+                updated = per_step.pop("updated")
+                row |= row_of(
+                    per_step, updated, metrics.validation[place_], float(best[place_]),
+                    step=self.done + length, seconds=seconds,
+                )  # fmt: skip
+            else:
+                row["frozen"] = _reason(per_step, self.done)
+                self.frozen_at[place_] = self.done + length
+                print(f"\nrun {number} is frozen: {row['frozen']}; the others go on", flush=True)
+            rows.append(row)
+        self.done, self.saved = self.done + length, False
+        for row in rows:  # the rows first: a sweep that is killed in between drops them on resuming
+            self.log.append(row)
+        if time.monotonic() - self.saved_at >= 60.0 * self.options.checkpoint_minutes:
+            self._save()
+        return rows
+
+    def _save(self) -> None:
+        """A checkpoint of all runs as one, without the empty places: it restores on any number of devices."""
+        if self.saved:
+            return
+        tree = (*gather(self.layout, (self.state, self.data)), self.frozen_at)
+        checkpoint.save(self.checkpoints, tree, step=self.done, config=self.identity)
+        self.saved, self.saved_at = True, time.monotonic()
+
+    def _test(self) -> Rows:
+        rows, last = [], {row["run"]: row for row in tracking.read_metrics(self.directory)}
+        best = gather(self.layout, self.state.best_return)
+        for place_, number in enumerate(self.numbers):
+            run = self.made.runs[place_]
+            row: dict[str, Any] = {"run": number, "method": run.settings.method, "env": run.settings.env}
+            row |= {"seed": run.settings.seed, "variant": run.settings.variant} | run.values
+            row |= {"status": "finished", "steps": self.done, "privileged": run.settings.privileged}
+            if not self.going[place_]:
+                row |= {"status": f"frozen: {last[number]['frozen']}", "steps": int(self.frozen_at[place_])}
+            if np.isfinite(best[place_]):
+                agent = of_run(self.state.best_agent, place_)
+                tested = test(self.made, place_, of_run(self.data, place_), agent)
+                row |= {"best_validation": float(best[place_]), "test": tested.mean, "test_se": tested.standard_error}
+                row["test_users"] = int(tested.returns.size)
+            rows.append(row)
+        return rows
+
+
+def _reason(per_step: dict[str, np.ndarray], first: int) -> str:
+    """The first number that was not finite, and its step."""
+    bad = {name: int(np.argmin(np.isfinite(x))) for name, x in per_step.items() if not np.isfinite(x).all()}
+    if not bad:
+        return "a weight was not finite after the epoch's last step"
+    name = min(bad, key=lambda name: bad[name])
+    return f"{name} was {per_step[name][bad[name]]} at step {first + bad[name]}"

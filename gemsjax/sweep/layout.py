@@ -1,0 +1,200 @@
+"""Many runs as one program: how the run axis is laid out over devices, and on each device.
+
+Runs are split over the devices with `NamedSharding` on a mesh (what `pmap` was used for: people who look for "pmapped
+sweeps" find them here). Each device takes its runs in groups: the runs of a group side by side (`vmapped`), the groups
+one after another (`mapped`, if a group is one run). No device talks to another, so a run's numbers depend on the size
+of its group only. Called by the other files of `gemsjax.sweep`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gemsjax.errors import require, require_choice, require_count
+from gemsjax.types import Array
+
+KINDS = ("auto", "mapped", "vmapped")
+_AXIS = "runs"
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where each of N runs goes: device, group of that device, place in the group.
+
+    Attributes:
+      runs: N.
+      group: runs side by side on a device; 1 is one after another.
+      groups: groups of each device.
+      devices: as many as there is work for.
+    """
+
+    runs: int
+    group: int
+    groups: int
+    devices: tuple[jax.Device, ...]
+
+    @property
+    def places(self) -> int:
+        """Runs that would fit; those beyond `runs` are empty: padded, and masked."""
+        return len(self.devices) * self.groups * self.group
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices, along the one axis of runs."""
+        return jax.make_mesh((len(self.devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=self.devices)
+
+    @property
+    def sharding(self) -> NamedSharding:
+        """Of an array whose first axis is the run axis."""
+        return NamedSharding(self.mesh, PartitionSpec(_AXIS))
+
+    def describe(self) -> dict[str, Any]:
+        """For people and `sweep.json`."""
+        platform = self.devices[0].platform
+        return {
+            "layout": "mapped" if self.group == 1 else "vmapped",
+            "group": self.group,
+            "groups_per_device": self.groups,
+            "devices": len(self.devices),
+            "device": f"{platform}: {self.devices[0].device_kind}",
+            "empty_places": self.places - self.runs,
+        }
+
+
+def make_layout(
+    runs: int, kind: str = "auto", group: int | None = None, devices: Sequence[jax.Device] | None = None
+) -> Layout:
+    """Lay `runs` out over the local devices.
+
+    Args:
+      runs: N.
+      kind: `mapped`, `vmapped`, or `auto`: mapped on CPUs, where the batched small products of vmapped runs are slower
+        than single ones (docs/performance.md), vmapped on accelerators, which a single small network leaves idle.
+      group: runs of a group; by default one if mapped, and all of a device's if vmapped.
+      devices: by default all local ones.
+
+    Raises:
+      SettingError: an unknown kind, a count below 1, or a group of several mapped runs.
+    """
+    require_choice("layout", kind, KINDS)
+    require_count("runs", runs)
+    devices = tuple(jax.local_devices() if devices is None else devices)[:runs]
+    share = -(-runs // len(devices))
+    if group is None:
+        usual = "mapped" if devices[0].platform == "cpu" else "vmapped"
+        group = 1 if (usual if kind == "auto" else kind) == "mapped" else share
+    require_count("group", group)
+    require(kind != "mapped" or group == 1, "group", group, "1: mapped runs go one after another (layout vmapped)")
+    group = min(group, share)
+    return Layout(runs, group, -(-share // group), devices)
+
+
+class Program(NamedTuple):
+    """A function of one run, over all of them; every leaf below is [places, ...] and lies on the runs' devices.
+
+    Attributes:
+      call: `(data, state, active, *shared) -> (state, out)`, not yet compiled; `state` may be donated.
+      make: `(data) -> state`, the same of a function that begins a run.
+    """
+
+    call: Callable[..., tuple[Any, Any]]
+    make: Callable[..., Any]
+
+
+def over_runs(layout: Layout, begin: Callable[[Any], Any], step: Callable[..., tuple[Any, Any]]) -> Program:
+    """`begin(data) -> state` and `step(data, state, active, *shared) -> (state, out)` of one run, over all runs.
+
+    `active` [] says whether the run still goes on; `step` freezes it if not. A group without any active run is not
+    computed at all: its state stays and its `out` is zero.
+    """
+    split = PartitionSpec(_AXIS)
+    many = layout.group > 1
+
+    def groups(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.reshape(layout.groups, layout.group, *x.shape[1:]), tree)
+
+    def flat(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+    def one(function: Callable[..., Any], split_arguments: int) -> Callable[..., Any]:
+        """`function` of a run, of a group: vmapped, or of its only run without an axis."""
+        if many:
+            return lambda *given: jax.vmap(function, (0,) * split_arguments + (None,) * (len(given) - split_arguments))(
+                *given
+            )
+
+        def single(*given: Any) -> Any:
+            inner = [jax.tree.map(lambda x: x[0], tree) for tree in given[:split_arguments]]
+            return jax.tree.map(lambda x: x[None], function(*inner, *given[split_arguments:]))
+
+        return single
+
+    def call_share(data: Any, state: Any, active: Array, *shared: Any) -> tuple[Any, Any]:
+        data, state, active = groups(data), groups(state), groups(active)
+        work = one(step, 3)
+        shapes = jax.eval_shape(lambda: work(*_at((data, state, active), 0), *shared))[1]
+        out = jax.tree.map(lambda x: jnp.zeros((layout.groups, *x.shape), x.dtype), shapes)
+
+        def group(number: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            # The state is a carry, changed in place: as inputs and outputs of a map it would be there twice.
+            state, out = carry
+            mine, runs, on = _at(state, number), _at(data, number), active[number]
+            rest = lambda mine: (mine, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))  # noqa: E731
+            mine, told = jax.lax.cond(on.any(), lambda mine: work(runs, mine, on, *shared), rest, mine)
+            return _put(state, mine, number), _put(out, told, number)
+
+        state, out = jax.lax.fori_loop(0, layout.groups, group, (state, out))
+        return flat(state), flat(out)
+
+    def make_share(data: Any) -> Any:
+        return flat(jax.lax.map(one(begin, 1), groups(data)))
+
+    shared_out = partial(jax.shard_map, mesh=layout.mesh, check_vma=False, out_specs=split)
+
+    def call(data: Any, state: Any, active: Array, *shared: Any) -> tuple[Any, Any]:
+        specs = (split, split, split, *(PartitionSpec() for _ in shared))
+        return shared_out(call_share, in_specs=specs)(data, state, active, *shared)
+
+    return Program(call, lambda data: shared_out(make_share, in_specs=split)(data))
+
+
+def place(layout: Layout, tree: Any) -> Any:
+    """[N, ...] host arrays, padded with copies of the last run, on the devices of their runs."""
+    missing = layout.places - layout.runs
+
+    def padded(x: Any) -> Array:
+        x = np.asarray(x)
+        return jax.device_put(np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]), layout.sharding)
+
+    return jax.tree.map(padded, tree)
+
+
+def active_places(layout: Layout, going: np.ndarray) -> Array:
+    """`going` [N] bool on the devices; the empty places never are."""
+    return jax.device_put(np.concatenate([going, np.zeros(layout.places - layout.runs, bool)]), layout.sharding)
+
+
+def gather(layout: Layout, tree: Any) -> Any:
+    """[places, ...] on the devices -> [N, ...] NumPy arrays."""
+    return jax.tree.map(lambda x: np.asarray(x)[: layout.runs], tree)
+
+
+def of_run(tree: Any, number: int) -> Any:
+    """One run's part of [places, ...] arrays, on the default device."""
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x[number])), tree)
+
+
+def _at(tree: Any, number: Array | int) -> Any:
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False), tree)
+
+
+def _put(tree: Any, new: Any, number: Array) -> Any:
+    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, number, 0), tree, new)

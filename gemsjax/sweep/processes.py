@@ -1,0 +1,70 @@
+"""The same command on several machines: which process this is, and `jax.distributed` where there is more than one.
+
+Runs need nothing of each other, so processes share no arrays: each drives its shards on its own devices, and the first
+one makes the tables. `jax.distributed` tells them apart and ends all of them when one dies, so that a batch system may
+start the sweep again. Called by `experiments.sweep`, before anything else uses JAX.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import jax
+
+from gemsjax.errors import SettingError, require_count
+
+
+class Process(NamedTuple):
+    """Which of how many."""
+
+    rank: int = 0
+    total: int = 1
+
+
+def start(
+    coordinator: str | None = None, count: int | None = None, number: int | None = None, heartbeat: int = 100
+) -> Process:
+    """Join the other processes, if there are any.
+
+    Args:
+      coordinator: `HOST:PORT` of the first process; with `count` and `number`. Without them, Slurm (more than one task)
+        and Kubernetes (an indexed job) are asked; else this is the only process.
+      count, number: how many processes, and which this is.
+      heartbeat: seconds of silence after which a process counts as dead, and all others end.
+
+    Raises:
+      SettingError: only some of the three are given, or a number out of range.
+    """
+    given = [value is not None for value in (coordinator, count, number)]
+    if any(given) and not all(given):
+        raise SettingError("--coordinator, --processes, --process", (coordinator, count, number), "all three, or none")
+    require_count("heartbeat", heartbeat)
+    if coordinator is not None and count is not None and number is not None:
+        require_count("--processes", count)
+        require_count("--process", number, 0, count - 1)
+        if count == 1:
+            return Process()
+        if ":" not in coordinator:
+            raise SettingError("--coordinator", coordinator, "HOST:PORT of the first process")
+        jax.distributed.initialize(coordinator, count, number, heartbeat_timeout_seconds=heartbeat)
+    elif under_slurm() or under_kubernetes():
+        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat)
+    else:
+        return Process()
+    return Process(jax.process_index(), jax.process_count())
+
+
+def under_slurm() -> bool:
+    """Whether this is one of several tasks of a Slurm step."""
+    return int(os.environ.get("SLURM_NTASKS", "1") or 1) > 1 and "SLURM_PROCID" in os.environ
+
+
+def under_kubernetes() -> bool:
+    """Whether this is a pod of an indexed Kubernetes job (JAX asks its API for the others)."""
+    return "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
+
+
+def share(shards: int, process: Process) -> list[int]:
+    """The shards that a process drives, one after another; any number of processes may continue a sweep."""
+    return list(range(process.rank, shards, process.total))
