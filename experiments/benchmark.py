@@ -2,11 +2,13 @@
 
     python -m experiments.benchmark --json results/benchmark.json
     python -m experiments.benchmark --only simulator_random train_sac-gems
+    python -m experiments.benchmark --only sweep --json results/benchmark_sweep.json
 
 Each figure is the median of several repetitions after a warm-up. The rate of a large float32 matrix product is measured
 around each figure, because shared machines drift: `floor_fraction` is the time that the figure's floating-point
 operations (counted by XLA's cost analysis) would take at that rate, over the time that it took. Simulation is hardly
-arithmetic, so its fraction is small. About four minutes on two CPU cores, half of it for the two compile figures.
+arithmetic, so its fraction is small. About four minutes on two CPU cores, half of it for the two compile figures; the
+speed of sweeps against their number of runs is measured only when asked for.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments import _sweep_benchmark
 from experiments._cli import run_cli
+from experiments._measure import Figure, figure_of, flops_of, matrix_rate
 from gemsjax import datasets, disk, methods, personalisation, prepare, runs
 from gemsjax.agents.base import Acting
 from gemsjax.errors import require_choice
@@ -45,9 +49,6 @@ from gemsjax.types import Key
 
 USERS = 4_000
 """Simulated at once."""
-REPEATS = 7
-MATRIX = 1_024
-"""Side of the matrices whose product gives the machine's rate."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,67 +59,10 @@ class Arguments:
     """Names of figures; all by default."""
     env: str = "focused_topdown"
     """Environment."""
+    sweep_runs: int | None = None
+    """Of `--only sweep`: the most runs; by default 8 on CPUs, and as many as memory holds on accelerators."""
     json: Path | None = None
     """Write machine and figures to this file."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """One measurement.
-
-    Attributes:
-      value: median, in `unit`.
-      floor_fraction: share of the machine's matrix rate that it reached (None where there is no operation count).
-      gemm_gflops: that rate, measured around this figure.
-      low, high: slowest and fastest repetition.
-    """
-
-    name: str
-    value: float
-    unit: str
-    floor_fraction: float | None
-    gemm_gflops: float
-    low: float
-    high: float
-
-
-def matrix_rate() -> float:
-    """GFLOP/s of a float32 product of two MATRIX x MATRIX matrices: the median of eight."""
-    a = jax.random.normal(jax.random.key(0), (MATRIX, MATRIX))
-    product = jax.jit(lambda a: a @ a)
-    seconds = _times(lambda: product(a), 8)
-    return 2 * MATRIX**3 / statistics.median(seconds) / 1e9
-
-
-def _times(call: Callable[[], Any], repeats: int = REPEATS) -> list[float]:
-    jax.block_until_ready(call())
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        jax.block_until_ready(call())
-        seconds.append(time.perf_counter() - started)
-    return seconds
-
-
-def _figure(name: str, unit: str, amount: float, flops: float | None, call: Callable[[], Any]) -> Figure:
-    """Measure `call`, which does `amount` units of work and `flops` operations each time."""
-    before = matrix_rate()
-    seconds = _times(call)
-    rate = (before + matrix_rate()) / 2
-    median = statistics.median(seconds)
-    fraction = flops / (rate * 1e9) / median if flops else None
-    return Figure(name, amount / median, unit, fraction, rate, amount / max(seconds), amount / min(seconds))
-
-
-def _flops(compiled: Any) -> float | None:
-    """Operations of one execution by XLA's count; None where the backend does not count.
-
-    A scan's body counts once whatever its length: callers multiply by the length of the outermost one, and what inner
-    scans do again and again (a few per cent) is left out, which makes the floor a little too low.
-    """
-    analysis = compiled.cost_analysis()
-    analysis = analysis[0] if isinstance(analysis, list) else analysis
-    return float(analysis["flops"]) if analysis and "flops" in analysis else None
 
 
 # -- the figures -------------------------------------------------------------------------------------------------------
@@ -137,9 +81,9 @@ def simulator(name: str, reference: str, settings: TrainSettings) -> Figure:
     seen, state = jax.jit(world.env.reset)(jax.random.key(0), world.params)
     turn = jax.jit(lambda key, seen, state: _one_turn(world, policy, key, seen, state))
     one = turn.lower(jax.random.key(0), seen, state).compile()
-    flops = _flops(one)
+    flops = flops_of(one)
     turns = USERS * world.dims.horizon
-    return _figure(name, "turns/s", turns, flops * turns if flops else None, play)
+    return figure_of(name, "turns/s", turns, flops * turns if flops else None, play)
 
 
 def _one_turn(world: prepare.World, policy: Any, key: Key, seen: Any, state: Any) -> Any:
@@ -174,8 +118,8 @@ def gems_pretraining(settings: TrainSettings) -> Figure:
     state, hypers = jax.jit(pretraining.init)(jax.random.key(0)), prepare.as_arrays(gems.hypers)
     inputs = (state, hypers, jax.random.key(0), data, jnp.int32(0), jnp.arange(batches))
     compiled = jax.jit(pretraining.updates).lower(*inputs).compile()
-    flops = _flops(compiled)
-    return _figure(
+    flops = flops_of(compiled)
+    return figure_of(
         "gems_pretraining", "batches/s", batches, flops * batches if flops else None, lambda: compiled(*inputs)
     )
 
@@ -188,7 +132,7 @@ def mf_pretraining(_settings: TrainSettings) -> Figure:
     factorisation, key, rate = make_factorisation(mf, users, items), jax.random.key(0), jnp.float32(mf.rate)
     held: dict[str, Any] = {"state": jax.jit(factorisation.init)(key), "done": 0}
     ids = jnp.zeros(mf.batch_size, jnp.int32)
-    flops = _flops(jax.jit(factorisation.step).lower(held["state"], ids, ids, ids, rate).compile())
+    flops = flops_of(jax.jit(factorisation.step).lower(held["state"], ids, ids, ids, rate).compile())
     updates = jax.jit(factorisation.updates, donate_argnums=0)
 
     def call() -> Any:
@@ -198,7 +142,7 @@ def mf_pretraining(_settings: TrainSettings) -> Figure:
         return losses
 
     pairs = count * mf.batch_size
-    return _figure("mf_pretraining", "pairs/s", pairs, flops * count if flops else None, call)
+    return figure_of("mf_pretraining", "pairs/s", pairs, flops * count if flops else None, call)
 
 
 def personalisation_updates() -> Figure:
@@ -222,7 +166,7 @@ def personalisation_updates() -> Figure:
         held["table"] = learnt.table
         return learnt.updated
 
-    return _figure("personalisation_updates", "updates/s", batch, 4.0 * candidates * dim * batch, call)
+    return figure_of("personalisation_updates", "updates/s", batch, 4.0 * candidates * dim * batch, call)
 
 
 def train(method: str, settings: TrainSettings) -> Figure:
@@ -236,7 +180,7 @@ def train(method: str, settings: TrainSettings) -> Figure:
     run = Run(jax.random.key(0), prepare.as_arrays(settings.hypers), weights, world.params)
     held = {"state": jax.jit(training.init)(run), "done": 0}
     compiled = jax.jit(training.steps, donate_argnums=1).lower(run, held["state"], jnp.arange(count)).compile()
-    flops = _flops(compiled)
+    flops = flops_of(compiled)
 
     def call() -> Any:
         held["state"], metrics = compiled(run, held["state"], jnp.arange(count) + held["done"])
@@ -244,7 +188,7 @@ def train(method: str, settings: TrainSettings) -> Figure:
         return metrics
 
     call()  # warm-up episodes, after which every step updates
-    return _figure(f"train_{method}", "steps/s", count, flops * count if flops else None, call)
+    return figure_of(f"train_{method}", "steps/s", count, flops * count if flops else None, call)
 
 
 def compile_figures(only: set[str]) -> list[Figure]:
@@ -312,7 +256,7 @@ def main(arguments: Arguments) -> None:
     console, figures = Console(), available()
     compile_names = {"compile_cold", "compile_warm"}
     for name in arguments.only:
-        require_choice("--only", name, [*figures, *sorted(compile_names)])
+        require_choice("--only", name, [*figures, *sorted(compile_names), "sweep"])
     if arguments.json is not None:  # now, so that a wrong place is not found out at the end
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
     wanted = set(arguments.only) or {*figures, *compile_names}
@@ -322,6 +266,9 @@ def main(arguments: Arguments) -> None:
         if name in wanted:
             with console.status(name):
                 measured.append(measure(settings))
+    if "sweep" in wanted:
+        with console.status("sweep"):
+            measured += _sweep_benchmark.figures(settings, arguments.sweep_runs)
     if wanted & compile_names:
         with console.status("compile_cold, compile_warm"):
             measured += compile_figures(wanted & compile_names)

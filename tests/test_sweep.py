@@ -1,0 +1,431 @@
+"""Sweeps: which runs, how they are laid out, that a run's numbers are its own, frozen runs, resuming, exporting."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.sweep import arguments_of_sweep, dry_run, parse
+from gemsjax import checkpoint, prepare, runs, sweep
+from gemsjax.errors import DataError, SettingError
+from gemsjax.prepare import gems as single
+from gemsjax.settings import GeMSSettings, TrainSettings
+from gemsjax.sweep import memory, processes
+from gemsjax.sweep.bundle import bundle, data_like, frozen, stacked, with_key
+from gemsjax.sweep.layout import active_places, gather, make_layout, over_runs, place
+from gemsjax.train import Plan
+
+ROOT = Path(__file__).resolve().parents[1]
+WORLD = {"num_items": 40, "slate_size": 4, "horizon": 8}
+PLAN = Plan(batch_size=3, replay_capacity=8, warm_up=4, validation_users=4)
+
+
+def tiny(method: str = "sac-gems", **changes) -> TrainSettings:
+    """A run of SAC+GeMS that takes a second."""
+    settings = TrainSettings(method, env="focused_topdown", steps=12, epoch_steps=6, test_users=8, env_settings=WORLD)
+    spec = dataclasses.replace(settings.resolved().spec, hidden=16, item_dim=4, belief_width=8)
+    gems = GeMSSettings(latent_dim=3, item_dim=4, hidden=(8,), users=40, epochs=2, batch_size=32)
+    return dataclasses.replace(settings, plan=PLAN, spec=spec, gems=gems, **changes).resolved()
+
+
+def values_of(outcome: sweep.Outcome) -> list[tuple]:
+    return [(row["run"], row["status"], row.get("best_validation"), row.get("test")) for row in outcome.rows]
+
+
+# -- which runs --------------------------------------------------------------------------------------------------------
+
+
+def test_a_grid_has_every_combination_and_a_paired_sweep_one_run_a_position():
+    axes = {"seed": [1, 2], "gamma": [0.0, 0.8], "gems.beta": [0.5, 1.0, 2.0]}
+    runs_ = sweep.grid(tiny(), axes)
+    assert len({tuple(run.values.items()) for run in runs_}) == len(runs_) == 12
+    assert runs_[0].values == {"seed": 1, "gamma": 0.0, "gems.beta": 0.5}
+    for run in runs_:
+        settings = run.settings
+        assert (settings.seed, settings.hypers.gamma, settings.gems.beta) == tuple(run.values.values())
+    paired = sweep.paired(tiny(), {"seed": [1, 2], "env_settings.influence": [0.1, 0.0]})
+    assert [(run.settings.seed, run.settings.env_settings["influence"]) for run in paired] == [(1, 0.1), (2, 0.0)]
+    assert paired[0].settings.env_settings["num_items"] == 40
+
+
+@pytest.mark.parametrize(
+    ("axes", "says"),
+    [
+        ({"gama": [0.1]}, "did you mean 'gamma'"),
+        ({"gems.bta": [0.1]}, "did you mean 'gems.beta'"),
+        ({"hidden": [16, 32]}, "part of the program"),
+        ({"gems.latent_dim": [2, 3]}, "part of the program"),
+        ({"env_settings.slate_size": [4, 5]}, "part of the program"),
+        ({"batch_size": [4, 5]}, "What may differ: seed, env"),
+        ({"seed": []}, "at least one value"),
+        ({"seed": [1, 1]}, "each value once"),
+        ({"gamma": [2.0]}, "gamma"),
+        ({"env": ["focussed_topdown"]}, "focused_topdown"),
+        ({}, "at least one of"),
+    ],
+)
+def test_a_wrong_axis_is_named_with_what_may_be_swept(axes, says):
+    with pytest.raises(SettingError) as caught:
+        bundle(sweep.grid(tiny(), axes))
+    assert says in str(caught.value)
+
+
+def test_paired_lists_must_be_of_one_length_and_runs_distinct():
+    with pytest.raises(SettingError, match="seed has 2, gamma has 1"):
+        sweep.paired(tiny(), {"seed": [1, 2], "gamma": [0.5]})
+    with pytest.raises(SettingError, match="each once"):
+        sweep.paired(tiny(), {"seed": [1, 1], "gamma": [0.5, 0.5]})
+
+
+def test_runs_of_different_programs_are_refused():
+    wider = dataclasses.replace(tiny(), spec=dataclasses.replace(tiny().spec, hidden=32))
+    mixed = [*sweep.grid(tiny(), {"seed": [1]}), *sweep.grid(wider, {"seed": [2]})]
+    with pytest.raises(SettingError, match="part of the program"):
+        bundle(mixed)
+
+
+def test_the_command_line_makes_the_same_runs_as_the_library():
+    line = "--method sac-gems --env focused_topdown focused_mix --seed 1 2 --gamma 0 0.8 --gems.beta 0.5 --hidden 16"
+    found, how = parse([*line.split(), "--env-settings.influence", "0.1", "0.05", "--layout", "mapped"])
+    assert len(found) == 16 and how.layout == "mapped"
+    assert {run.settings.gems.beta for run in found} == {0.5} and {run.settings.spec.hidden for run in found} == {16}
+    assert {run.settings.env_settings["influence"] for run in found} == {0.1, 0.05}
+    with pytest.raises(SettingError, match="part of the program"):
+        parse(["--method", "sac-gems", "--hidden", "16", "32"])
+    with pytest.raises(SystemExit):
+        parse(["--method", "sac-gems", "--gama", "0.1"])
+    assert {"seed", "hypers", "how"} <= {
+        field.name for field in dataclasses.fields(arguments_of_sweep("dqn", "published"))
+    }
+
+
+# -- the run axis ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "group"), [(1, 1), (5, 1), (5, 2), (7, 3), (4, 4)])
+def test_every_layout_computes_every_run_once_and_skips_what_is_not_active(count, group):
+    layout = make_layout(count, "vmapped", group)
+    program = over_runs(
+        layout,
+        lambda data: {"sum": data * 0.0},
+        lambda data, state, active, add: ({"sum": state["sum"] + data + add}, (data, active)),
+    )
+    data = np.arange(1.0, count + 1.0, dtype=np.float32)
+    placed, going = place(layout, data), np.ones(count, bool)
+    state = jax.jit(program.make)(placed)
+    call = jax.jit(program.call)
+    state, out = call(placed, state, active_places(layout, going), jnp.float32(10.0))
+    np.testing.assert_array_equal(gather(layout, state)["sum"], data + 10.0)
+    np.testing.assert_array_equal(gather(layout, out)[0], data)
+    # A group without an active run is not computed.
+    state, out = call(placed, state, active_places(layout, np.zeros(count, bool)), jnp.float32(10.0))
+    np.testing.assert_array_equal(gather(layout, state)["sum"], data + 10.0)
+    assert not gather(layout, out)[1].any()
+
+
+def test_layouts_say_what_they_are_and_refuse_what_makes_no_sense():
+    device = jax.local_devices()[0]
+    assert make_layout(5, devices=[device] * 2, kind="mapped").describe()["groups_per_device"] == 3
+    assert make_layout(12, "vmapped", devices=[device] * 8).places == 16
+    assert make_layout(3, devices=[device] * 8).places == 3
+    for kind, group in (("pmapped", None), ("mapped", 2), ("vmapped", 0)):
+        with pytest.raises(SettingError):
+            make_layout(4, kind, group)
+
+
+# -- sweeps ------------------------------------------------------------------------------------------------------------
+
+
+class Done:
+    """A sweep of SAC+GeMS in two environments, and where it lies."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        axes = {"env": ["focused_topdown", "focused_mix"], "seed": [1, 2]}
+        self.runs = sweep.grid(tiny(), axes)
+        self.options = sweep.Options(pretrained=root / "runs", data=root / "logs", checkpoint_minutes=0.0)
+        self.outcome = self.run("whole")
+
+    def run(self, name: str, of=None, **changes) -> sweep.Outcome:
+        chosen = self.runs if of is None else of
+        on_epoch = changes.pop("on_epoch", lambda shard, rows: None)
+        return sweep.run_sweep(
+            chosen, self.root / name, dataclasses.replace(self.options, **changes), on_epoch=on_epoch
+        )
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Done:
+    return Done(tmp_path_factory.mktemp("sweep"))
+
+
+def test_a_sweep_directory_tells_the_whole_story(done):
+    directory = done.root / "whole"
+    told = json.loads((directory / "sweep.json").read_text())
+    assert [run["values"] for run in told["runs"]] == [run.values for run in done.runs]
+    assert {"versions", "device", "layout"} <= told.keys() and told["versions"]["jax"] == jax.__version__
+    with open(directory / "runs.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["env"] for row in rows] == ["focused_topdown"] * 2 + ["focused_mix"] * 2
+    assert all(row["status"] == "finished" and float(row["test"]) > 0 for row in rows)
+    with open(directory / "metrics.csv", newline="") as stream:
+        assert len(list(csv.DictReader(stream))) == 2 * 4
+    assert len({(row["test"], row["best_validation"]) for row in done.outcome.rows}) == 4
+
+
+def test_a_run_does_not_depend_on_its_neighbours(done):
+    fewer = done.run("fewer", of=[done.runs[3], done.runs[0]])
+    for new, old in zip(values_of(fewer), (values_of(done.outcome)[3], values_of(done.outcome)[0]), strict=True):
+        assert new[1:] == old[1:]
+
+
+def test_a_stopped_sweep_continues_to_the_same_numbers_without_loss(done):
+    def stop(shard, rows):
+        if rows[0]["step"] == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped = done.run("stopped", on_epoch=stop)
+    assert stopped.stopped and not stopped.rows
+    with pytest.raises(SettingError, match="--resume"):
+        done.run("stopped")
+    with pytest.raises(DataError, match="run 0: seed is 1 there and 7 here|holds another sweep"):
+        done.run(
+            "stopped", of=sweep.grid(tiny(), {"env": ["focused_mix", "focused_topdown"], "seed": [7, 2]}), resume=True
+        )
+    assert values_of(done.run("stopped", resume=True)) == values_of(done.outcome)
+    assert values_of(done.run("stopped", resume=True)) == values_of(done.outcome)  # nothing is left to do
+
+
+def test_shards_change_nothing_but_where_things_lie(done):
+    assert values_of(done.run("shards", shards=2)) == values_of(done.outcome)
+    with pytest.raises(SettingError, match="from 1 to 4"):
+        done.run("too many", shards=5)
+
+
+def test_a_run_that_is_no_longer_finite_freezes_alone(done, capsys):
+    bad = done.runs[1]._replace(
+        settings=dataclasses.replace(
+            done.runs[1].settings, hypers=dataclasses.replace(done.runs[1].settings.hypers, gamma=float("inf"))
+        )
+    )
+    outcome = done.run("frozen", of=[done.runs[0], bad, *done.runs[2:]])
+    rows = values_of(outcome)
+    assert rows[1][1].startswith("frozen: ") and "at step" in rows[1][1]
+    assert [rows[i] for i in (0, 2, 3)] == [values_of(done.outcome)[i] for i in (0, 2, 3)]
+    assert "run 1 is frozen" in capsys.readouterr().out
+
+
+def test_vmapped_groups_freeze_one_run_of_a_group(done):
+    good = done.run("vmapped", layout="vmapped", group=2)
+    hypers = dataclasses.replace(done.runs[1].settings.hypers, gamma=float("inf"))
+    bad = done.runs[1]._replace(settings=dataclasses.replace(done.runs[1].settings, hypers=hypers))
+    frozen_one = done.run("vmapped frozen", of=[done.runs[0], bad, *done.runs[2:]], layout="vmapped", group=2)
+    rows, whole = values_of(frozen_one), values_of(good)
+    assert rows[1][1].startswith("frozen") and [rows[i] for i in (0, 2, 3)] == [whole[i] for i in (0, 2, 3)]
+
+
+def test_a_run_exported_is_an_ordinary_run(done):
+    directory = sweep.export(done.root / "whole", 2, done.root / "single")
+    trained = runs.load(directory)
+    assert trained.settings == done.runs[2].settings and trained.step == 12
+    result = json.loads((directory / "result.json").read_text())
+    assert result["mean_return"] == done.outcome.rows[2]["test"]
+    settings = dataclasses.replace(done.runs[2].settings, steps=18)
+    world = prepare.world_of(settings)
+    weights = single.kept_weights(settings, world, done.options.pretrained)
+    longer = runs.train(settings, world, weights, done.root / "single", resume=True)
+    assert longer.test is not None
+    with pytest.raises(SettingError, match="run = 9"):
+        sweep.export(done.root / "whole", 9, done.root / "single")
+    with pytest.raises(DataError, match="holds no sweep"):
+        sweep.export(done.root / "single", 0, done.root / "single")
+
+
+def test_weights_pretrained_together_are_those_of_a_single_run(done, tmp_path):
+    run = done.runs[2]
+    world = prepare.world_of(run.settings)
+    kept = single.kept_weights(run.settings, world, done.options.pretrained)
+    alone = single.pretrained_gems(
+        run.settings, world, tmp_path, lambda: prepare.logged_data(run.settings, world, done.options.data)
+    )
+    for one, other in zip(jax.tree.leaves(kept), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5)
+
+
+def test_a_method_without_gems_sweeps_too(tmp_path):
+    small = TrainSettings("reinforce-softmax", steps=4, epoch_steps=2, test_users=4, env_settings=WORLD)
+    plan = dataclasses.replace(small.resolved().plan, validation_users=3)
+    found = sweep.grid(dataclasses.replace(small, plan=plan), {"seed": [1, 2, 3]})
+    outcome = sweep.run_sweep(found, tmp_path / "sweep", sweep.Options(pretrained=tmp_path, data=tmp_path))
+    assert [row["status"] for row in outcome.rows] == ["finished"] * 3
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def test_memory_is_counted_by_part_and_too_much_is_refused_with_what_would_fit(done):
+    made = bundle(done.runs)
+    data = stacked(made, frozen(done.options.pretrained, done.options.data))
+    layout = make_layout(4, "vmapped", 4)
+    found, _ = memory.need(made, data, layout)
+    replay = jax.eval_shape(made.training.init, runs._blank_run(done.runs[0].settings, made.worlds[0])).replay
+    assert found.parts["replay"] == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(replay))
+    assert found.arguments == 4 * sum(found.parts.values()) and found.temporary > 0 and found.fits
+
+    def pretend(group: int) -> memory.Need:  # a temporary that grows with the group
+        return found._replace(temporary=group * found.arguments, limit=4 * found.arguments)
+
+    with pytest.raises(SettingError, match="at most 2"):
+        memory.refuse_unless_fits(pretend(4), layout, lambda smaller: pretend(smaller.group))
+    with pytest.raises(SettingError, match="at most 1 of this size"):
+        memory.refuse_unless_fits(found._replace(limit=found.arguments // 3), layout, lambda smaller: found)
+
+
+def test_a_dry_run_prints_and_trains_nothing(done, tmp_path, capsys):
+    _, how = parse(["--method", "sac-gems", "--out", str(tmp_path / "none")])
+    dry_run(done.runs, how)
+    printed = capsys.readouterr().out
+    assert "4 runs on" in printed and "replay" in printed and not (tmp_path / "none").exists()
+
+
+# -- several processes -------------------------------------------------------------------------------------------------
+
+
+def test_processes_are_found_under_slurm_and_kubernetes_and_arguments_go_together(monkeypatch):
+    for name in ("SLURM_NTASKS", "SLURM_PROCID", "KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    called = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: called.append(args))
+    assert processes.start() == processes.Process(0, 1) and not called
+    with pytest.raises(SettingError, match="all three"):
+        processes.start(coordinator="host:1")
+    with pytest.raises(SettingError, match="HOST:PORT"):
+        processes.start("host", 2, 0)
+    with pytest.raises(SettingError, match="--process"):
+        processes.start("host:1", 2, 2)
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    processes.start()
+    assert called == [()]
+    assert [processes.share(5, processes.Process(rank, 2)) for rank in (0, 1)] == [[0, 2, 4], [1, 3]]
+
+
+LINE = (
+    "--method sac-gems --env focused_topdown focused_mix --steps 12 --epoch-steps 6 --test-users 8 --batch-size 3 "
+    "--replay-capacity 8 --warm-up 4 --validation-users 4 --hidden 16 --item-dim 4 --belief-width 8 "
+    "--gems.latent-dim 3 --gems.item-dim 4 --gems.hidden 8 --gems.users 40 --gems.epochs 2 --gems.batch-size 32 "
+    "--env-settings.num-items 40 --env-settings.slate-size 4 --env-settings.horizon 8 --checkpoint-minutes 0"
+)
+
+
+def start_sweep(out: Path, root: Path, devices: int, *more: str) -> subprocess.Popen:
+    environment = os.environ | {
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
+    command = [sys.executable, "-m", "experiments.sweep", *LINE.split(), "--out", str(out), *more]
+    command += ["--runs", str(root / "runs"), "--data", str(root / "logs")]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen) -> str:
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    return printed
+
+
+def table(directory: Path) -> list[dict]:
+    with open(directory / "runs.csv", newline="") as stream:
+        return [{k: v for k, v in row.items() if k in ("run", "env", "seed", "test", "best_validation")}
+                for row in csv.DictReader(stream)]  # fmt: skip
+
+
+def test_twelve_runs_on_eight_devices_are_bitwise_those_of_one_device(tmp_path):
+    seeds = ["--seed", *map(str, range(1, 7)), "--layout", "vmapped", "--group", "2"]
+    started = time.monotonic()
+    finish(start_sweep(tmp_path / "eight", tmp_path, 8, *seeds))
+    assert time.monotonic() - started < 120
+    assert json.loads((tmp_path / "eight" / "sweep.json").read_text())["layout"]["empty_places"] == 4
+    # Interrupted on one device, finished on eight: checkpoints do not know how many devices there are.
+    finish(start_sweep(tmp_path / "one", tmp_path, 1, *seeds, "--steps", "6"))
+    finish(start_sweep(tmp_path / "one", tmp_path, 8, *seeds, "--resume"))
+    assert table(tmp_path / "one") == table(tmp_path / "eight") and len(table(tmp_path / "one")) == 12
+    finish(start_sweep(tmp_path / "alone", tmp_path, 1, *seeds))
+    states = [checkpoint_arrays(tmp_path / name) for name in ("alone", "eight")]
+    assert all(np.array_equal(a, b) for a, b in zip(*states, strict=True))
+
+
+def checkpoint_arrays(directory: Path) -> list[np.ndarray]:
+    """Every number of a sweep's last checkpoint."""
+    listed = sweep.grid(tiny(), {"seed": list(range(1, 7)), "env": ["focused_topdown", "focused_mix"]})
+    made = bundle(listed)
+    data = data_like(made)
+    state = jax.eval_shape(lambda data: made.training.init(with_key(data)), data)
+    like = (state, data, jax.ShapeDtypeStruct((), jnp.int32))
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((12, *x.shape), x.dtype), like)
+    return [np.asarray(x) for x in jax.tree.leaves(checkpoint.restore(directory / "shards/00/checkpoints", like).tree)]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_two_processes_share_a_sweep_and_survive_the_death_of_one(tmp_path):
+    def both(*more: str) -> list[subprocess.Popen]:
+        join = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--heartbeat", "10"]
+        return [start_sweep(tmp_path / "two", tmp_path, 4, "--seed", "1", "2", *join, "--process", str(rank), *more)
+                for rank in (0, 1)]  # fmt: skip
+
+    finish(start_sweep(tmp_path / "one", tmp_path, 4, "--seed", "1", "2"))
+    first, second = both("--steps", "6000")
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "two" / "shards" / "01" / "checkpoints").glob("step_*")):
+        assert time.monotonic() < deadline and second.poll() is None, second.communicate()[0]
+        time.sleep(0.1)
+    second.kill()
+    second.wait()
+    first.communicate(timeout=120)  # it ends too: a batch system sees the failure and starts both again
+    assert first.returncode != 0
+    reached = max(
+        int(path.name.removeprefix("step_")) for path in (tmp_path / "two").glob("shards/*/checkpoints/step_*")
+    )
+    whole = str(reached + 6)
+    for process in both("--steps", whole, "--resume"):
+        finish(process)
+    finish(start_sweep(tmp_path / "one", tmp_path, 4, "--seed", "1", "2", "--steps", whole, "--resume"))
+    assert table(tmp_path / "two") == table(tmp_path / "one")
+
+
+def test_a_slurm_job_resumes_its_sweep_and_bad_lines_are_refused_before_they_are_queued(tmp_path, monkeypatch):
+    submitit = pytest.importorskip("submitit")
+    from experiments import sweep_slurm
+
+    asked = []
+    monkeypatch.setattr(sweep_slurm.sweep, "command", asked.append)
+    line = f"--method sac-gems --seed 1 2 --out {tmp_path / 'sweep'}"
+    job = sweep_slurm.submit(sweep_slurm.Arguments(line, cluster="debug", logs=tmp_path / "slurm"))
+    job.result()
+    assert asked == [[*line.split(), "--resume"]]
+    assert isinstance(sweep_slurm.make_job(line), submitit.helpers.Checkpointable)
+    with pytest.raises(SettingError, match="part of the program"):
+        sweep_slurm.submit(sweep_slurm.Arguments("--method sac-gems --hidden 16 32", cluster="debug"))
+    with pytest.raises(SettingError, match="--nodes"):
+        sweep_slurm.submit(sweep_slurm.Arguments(line, nodes=0, cluster="debug"))
