@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments._measure import Figure, figure_of, flops_of
 from gemsjax import prepare, sweep
@@ -23,7 +22,7 @@ from gemsjax.replay import make_replay
 from gemsjax.rollout import episodes, returns
 from gemsjax.settings import TrainSettings
 from gemsjax.sweep.bundle import Bundle, bundle, stacked, with_key
-from gemsjax.sweep.layout import active_places, make_layout, over_runs, place
+from gemsjax.sweep.layout import going, make_layout, over_runs, place
 from gemsjax.sweep.memory import device_limit
 from gemsjax.train import Run, TrainState
 from gemsjax.types import Array, Key
@@ -99,7 +98,8 @@ def _over(made: Bundle, kind: str, steps: Steps, count: int) -> Callable[[], Any
         lambda run: made.training.init(with_key(run)),
         lambda run, state, _active, numbers: steps(with_key(run), state, numbers),
     )
-    state, active = jax.jit(program.make)(data), active_places(layout, np.ones(len(made.runs), bool))
+    active = going(layout)
+    state = jax.jit(program.make)(data, active)
     compiled = jax.jit(program.call, donate_argnums=1).lower(data, state, active, jnp.arange(count)).compile()
     return _continued(state, lambda state, numbers: compiled(data, state, active, numbers), count)
 

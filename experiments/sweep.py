@@ -18,6 +18,7 @@ Results: `runs.csv` (a row a run), `metrics.csv` (a row a run and epoch), `sweep
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import types
 import typing
@@ -277,7 +278,16 @@ def command(arguments: list[str]) -> None:
     if any(argument.split("=")[0] == "--export" for argument in arguments):
         return export(tyro.cli(Export, args=arguments, prog="python -m experiments.sweep"))
     runs, how = parse(arguments)
-    main(runs, how, start(how.coordinator, how.processes, how.process, how.heartbeat))
+    process = start(how.coordinator, how.processes, how.process, how.heartbeat)
+    try:
+        main(runs, how, process)
+    except BaseException as error:
+        if process.total == 1:
+            raise
+        # A process that ends in good order would wait for the others, and they for its results: this one just ends, and
+        # jax.distributed ends them, so that whoever started the sweep sees it fail and can start it again.
+        print(f"process {process.rank}: {error}", file=sys.stderr, flush=True)
+        os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint._src.multihost import multihost
 
 from gemsjax.disk import PathLike, canonical, differences, digest, flush_directory
 from gemsjax.errors import DataError, require_count
@@ -353,8 +354,34 @@ def surroundings() -> dict[str, Any]:
 
 def _orbax(work: Callable[[Any], Any]) -> Any:
     """Run `work(checkpointer)` in a thread of its own: orbax starts an event loop, which a notebook already has."""
-    with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer, ThreadPoolExecutor(1) as pool:
+    with (
+        _quiet(),
+        _alone(),
+        ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
+        ThreadPoolExecutor(1) as pool,
+    ):
         return pool.submit(work, checkpointer).result()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Of several processes each saves and restores what is its own, without the others.
+
+    Orbax has no setting for that (with `active_processes` it waits for nobody, but host arrays are written by process 0
+    only), so while it works here it is told that this is the only process.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    names: dict[str, Any] = {"process_index": lambda: 0, "process_count": lambda: 1}
+    before = {name: getattr(multihost, name) for name in names}
+    try:
+        for name, value in names.items():
+            setattr(multihost, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(multihost, name, value)
 
 
 @contextmanager

@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.sweep import arguments_of_sweep, dry_run, parse
+from experiments.sweep import arguments_of_sweep, dry_run, options, parse
 from gemsjax import checkpoint, prepare, runs, sweep
 from gemsjax.errors import DataError, SettingError
 from gemsjax.prepare import gems as single
 from gemsjax.settings import GeMSSettings, TrainSettings
 from gemsjax.sweep import memory, processes
 from gemsjax.sweep.bundle import bundle, data_like, frozen, stacked, with_key
-from gemsjax.sweep.layout import active_places, gather, make_layout, over_runs, place
+from gemsjax.sweep.layout import gather, going, make_layout, over_runs, place
 from gemsjax.train import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,14 +124,14 @@ def test_every_layout_computes_every_run_once_and_skips_what_is_not_active(count
         lambda data, state, active, add: ({"sum": state["sum"] + data + add}, (data, active)),
     )
     data = np.arange(1.0, count + 1.0, dtype=np.float32)
-    placed, going = place(layout, data), np.ones(count, bool)
-    state = jax.jit(program.make)(placed)
+    placed = place(layout, data)
+    state = jax.jit(program.make)(placed, going(layout))
     call = jax.jit(program.call)
-    state, out = call(placed, state, active_places(layout, going), jnp.float32(10.0))
+    state, out = call(placed, state, going(layout), jnp.float32(10.0))
     np.testing.assert_array_equal(gather(layout, state)["sum"], data + 10.0)
     np.testing.assert_array_equal(gather(layout, out)[0], data)
     # A group without an active run is not computed.
-    state, out = call(placed, state, active_places(layout, np.zeros(count, bool)), jnp.float32(10.0))
+    state, out = call(placed, state, going(layout, np.zeros(count, bool)), jnp.float32(10.0))
     np.testing.assert_array_equal(gather(layout, state)["sum"], data + 10.0)
     assert not gather(layout, out)[1].any()
 
@@ -218,7 +218,7 @@ def test_shards_change_nothing_but_where_things_lie(done):
 def test_a_run_that_is_no_longer_finite_freezes_alone(done, capsys):
     bad = done.runs[1]._replace(
         settings=dataclasses.replace(
-            done.runs[1].settings, hypers=dataclasses.replace(done.runs[1].settings.hypers, gamma=float("inf"))
+            done.runs[1].settings, hypers=dataclasses.replace(done.runs[1].settings.hypers, gamma=1e38)
         )
     )
     outcome = done.run("frozen", of=[done.runs[0], bad, *done.runs[2:]])
@@ -230,7 +230,7 @@ def test_a_run_that_is_no_longer_finite_freezes_alone(done, capsys):
 
 def test_vmapped_groups_freeze_one_run_of_a_group(done):
     good = done.run("vmapped", layout="vmapped", group=2)
-    hypers = dataclasses.replace(done.runs[1].settings.hypers, gamma=float("inf"))
+    hypers = dataclasses.replace(done.runs[1].settings.hypers, gamma=1e38)
     bad = done.runs[1]._replace(settings=dataclasses.replace(done.runs[1].settings, hypers=hypers))
     frozen_one = done.run("vmapped frozen", of=[done.runs[0], bad, *done.runs[2:]], layout="vmapped", group=2)
     rows, whole = values_of(frozen_one), values_of(good)
@@ -279,8 +279,7 @@ def test_a_method_without_gems_sweeps_too(tmp_path):
 def test_memory_is_counted_by_part_and_too_much_is_refused_with_what_would_fit(done):
     made = bundle(done.runs)
     data = stacked(made, frozen(done.options.pretrained, done.options.data))
-    layout = make_layout(4, "vmapped", 4)
-    found, _ = memory.need(made, data, layout)
+    found, _ = memory.need(made, data, make_layout(4, "mapped"))
     replay = jax.eval_shape(made.training.init, runs._blank_run(done.runs[0].settings, made.worlds[0])).replay
     assert found.parts["replay"] == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(replay))
     assert found.arguments == 4 * sum(found.parts.values()) and found.temporary > 0 and found.fits
@@ -288,6 +287,7 @@ def test_memory_is_counted_by_part_and_too_much_is_refused_with_what_would_fit(d
     def pretend(group: int) -> memory.Need:  # a temporary that grows with the group
         return found._replace(temporary=group * found.arguments, limit=4 * found.arguments)
 
+    layout = make_layout(4, "vmapped", 4)
     with pytest.raises(SettingError, match="at most 2"):
         memory.refuse_unless_fits(pretend(4), layout, lambda smaller: pretend(smaller.group))
     with pytest.raises(SettingError, match="at most 1 of this size"):
@@ -324,14 +324,15 @@ def test_processes_are_found_under_slurm_and_kubernetes_and_arguments_go_togethe
 
 
 LINE = (
-    "--method sac-gems --env focused_topdown focused_mix --steps 12 --epoch-steps 6 --test-users 8 --batch-size 3 "
+    "--method sac-gems --env focused_topdown focused_mix --epoch-steps 6 --test-users 8 --batch-size 3 "
     "--replay-capacity 8 --warm-up 4 --validation-users 4 --hidden 16 --item-dim 4 --belief-width 8 "
     "--gems.latent-dim 3 --gems.item-dim 4 --gems.hidden 8 --gems.users 40 --gems.epochs 2 --gems.batch-size 32 "
     "--env-settings.num-items 40 --env-settings.slate-size 4 --env-settings.horizon 8 --checkpoint-minutes 0"
 )
 
 
-def start_sweep(out: Path, root: Path, devices: int, *more: str) -> subprocess.Popen:
+def start(devices: int, *command: str) -> subprocess.Popen:
+    """A Python process of its own with so many virtual devices."""
     environment = os.environ | {
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_PLATFORMS": "cpu",
@@ -339,42 +340,56 @@ def start_sweep(out: Path, root: Path, devices: int, *more: str) -> subprocess.P
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
     }
-    command = [sys.executable, "-m", "experiments.sweep", *LINE.split(), "--out", str(out), *more]
-    command += ["--runs", str(root / "runs"), "--data", str(root / "logs")]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def finish(process: subprocess.Popen) -> str:
-    printed, _ = process.communicate(timeout=300)
+    printed, _ = process.communicate(timeout=600)
     assert process.returncode == 0, printed
     return printed
 
 
 def table(directory: Path) -> list[dict]:
+    kept = ("run", "env", "seed", "test", "best_validation", "steps", "status")
     with open(directory / "runs.csv", newline="") as stream:
-        return [{k: v for k, v in row.items() if k in ("run", "env", "seed", "test", "best_validation")}
-                for row in csv.DictReader(stream)]  # fmt: skip
+        return [{name: row[name] for name in kept} for row in csv.DictReader(stream)]
+
+
+ON_EIGHT = """
+import sys
+from pathlib import Path
+import jax
+from experiments.sweep import options, parse
+from gemsjax import sweep
+
+root, line = Path(sys.argv[1]), sys.argv[2].split()
+
+def run(name, devices, *more):
+    runs, how = parse([*line, "--runs", str(root / "runs"), "--data", str(root / "logs"), *more])
+    return sweep.run_sweep(runs, root / name, options(how), devices=jax.local_devices()[:devices])
+
+assert len(jax.local_devices()) == 8
+run("eight", 8)
+run("one", 1, "--steps", "6")
+run("one", 8, "--resume")
+"""
 
 
 def test_twelve_runs_on_eight_devices_are_bitwise_those_of_one_device(tmp_path):
-    seeds = ["--seed", *map(str, range(1, 7)), "--layout", "vmapped", "--group", "2"]
-    started = time.monotonic()
-    finish(start_sweep(tmp_path / "eight", tmp_path, 8, *seeds))
-    assert time.monotonic() - started < 120
+    line = f"{LINE} --seed 1 2 3 4 5 6 --steps 12 --layout vmapped --group 2"
+    finish(start(8, "-c", ON_EIGHT, str(tmp_path), line))
     assert json.loads((tmp_path / "eight" / "sweep.json").read_text())["layout"]["empty_places"] == 4
-    # Interrupted on one device, finished on eight: checkpoints do not know how many devices there are.
-    finish(start_sweep(tmp_path / "one", tmp_path, 1, *seeds, "--steps", "6"))
-    finish(start_sweep(tmp_path / "one", tmp_path, 8, *seeds, "--resume"))
+    # The half way on one device, and the rest on eight: checkpoints do not know how many devices there are.
     assert table(tmp_path / "one") == table(tmp_path / "eight") and len(table(tmp_path / "one")) == 12
-    finish(start_sweep(tmp_path / "alone", tmp_path, 1, *seeds))
-    states = [checkpoint_arrays(tmp_path / name) for name in ("alone", "eight")]
+    states = [checkpoint_arrays(tmp_path / name) for name in ("one", "eight")]
     assert all(np.array_equal(a, b) for a, b in zip(*states, strict=True))
 
 
 def checkpoint_arrays(directory: Path) -> list[np.ndarray]:
     """Every number of a sweep's last checkpoint."""
-    listed = sweep.grid(tiny(), {"seed": list(range(1, 7)), "env": ["focused_topdown", "focused_mix"]})
-    made = bundle(listed)
+    made = bundle(sweep.grid(tiny(), {"seed": list(range(1, 7)), "env": ["focused_topdown", "focused_mix"]}))
     data = data_like(made)
     state = jax.eval_shape(lambda data: made.training.init(with_key(data)), data)
     like = (state, data, jax.ShapeDtypeStruct((), jnp.int32))
@@ -388,29 +403,29 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def test_two_processes_share_a_sweep_and_survive_the_death_of_one(tmp_path):
-    def both(*more: str) -> list[subprocess.Popen]:
-        join = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--heartbeat", "10"]
-        return [start_sweep(tmp_path / "two", tmp_path, 4, "--seed", "1", "2", *join, "--process", str(rank), *more)
-                for rank in (0, 1)]  # fmt: skip
+def test_two_processes_share_a_sweep_and_survive_the_death_of_one(done, tmp_path):
+    kept = f"--seed 1 2 --runs {done.options.pretrained} --data {done.options.data}"
+    line = f"{LINE} {kept} --steps 120 --out {tmp_path / 'two'} --heartbeat 10"
 
-    finish(start_sweep(tmp_path / "one", tmp_path, 4, "--seed", "1", "2"))
-    first, second = both("--steps", "6000")
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "two" / "shards" / "01" / "checkpoints").glob("step_*")):
+    def both(*more: str) -> list[subprocess.Popen]:
+        join = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", *more]
+        command = ["-m", "experiments.sweep", *line.split(), *join]
+        return [start(4, *command, "--process", str(rank)) for rank in (0, 1)]
+
+    first, second = both()
+    saved = tmp_path / "two" / "shards" / "01" / "checkpoints"
+    deadline = time.monotonic() + 300
+    while not list(saved.glob("step_*")):
         assert time.monotonic() < deadline and second.poll() is None, second.communicate()[0]
-        time.sleep(0.1)
+        time.sleep(0.05)
     second.kill()
     second.wait()
-    first.communicate(timeout=120)  # it ends too: a batch system sees the failure and starts both again
-    assert first.returncode != 0
-    reached = max(
-        int(path.name.removeprefix("step_")) for path in (tmp_path / "two").glob("shards/*/checkpoints/step_*")
-    )
-    whole = str(reached + 6)
-    for process in both("--steps", whole, "--resume"):
+    first.communicate(timeout=300)  # it ends too: a batch system sees the failure and starts both again
+    assert first.returncode != 0 and not (tmp_path / "two" / "runs.csv").exists()
+    for process in both("--resume"):
         finish(process)
-    finish(start_sweep(tmp_path / "one", tmp_path, 4, "--seed", "1", "2", "--steps", whole, "--resume"))
+    runs_, how = parse(f"{LINE} {kept} --steps 120 --out {tmp_path / 'one'}".split())
+    sweep.run_sweep(runs_, how.out, options(how))
     assert table(tmp_path / "two") == table(tmp_path / "one")
 
 

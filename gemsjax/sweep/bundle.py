@@ -32,8 +32,8 @@ class Bundle(NamedTuple):
 
     Attributes:
       runs: settings of each.
-      worlds: environment of each; their static halves are equal.
-      env: the static half of all.
+      worlds: environment of each, under its own name.
+      env: the static half that all run with.
       agent, training: of all.
     """
 
@@ -75,9 +75,8 @@ def bundle(runs_of_sweep: Sequence[Run]) -> Bundle:
                     field.name, theirs, f"{ours!r}, as of the sweep's first run: it is part of the program"
                 )
     env = _common_env([world.env for world in worlds])
-    worlds = [world._replace(env=env) for world in worlds]
-    weights = prepare.untrained_weights(first, worlds[0])
-    agent = runs.make_agent(first, worlds[0], weights)
+    common = worlds[0]._replace(env=env)
+    agent = runs.make_agent(first, common, prepare.untrained_weights(first, common))
     return Bundle(tuple(runs_of_sweep), tuple(worlds), env, agent, make_training(env, agent, first.plan))
 
 

@@ -23,7 +23,7 @@ from gemsjax.runs import row_of
 from gemsjax.sweep import files, memory
 from gemsjax.sweep.axes import Run
 from gemsjax.sweep.bundle import Bundle, bundle, data_like, frozen, program, stacked, test, with_key
-from gemsjax.sweep.layout import Layout, active_places, gather, make_layout, of_run, place
+from gemsjax.sweep.layout import Layout, gather, going, make_layout, of_run, place
 from gemsjax.sweep.pretraining import pretrain
 from gemsjax.sweep.processes import Process, share
 
@@ -175,7 +175,9 @@ class _Shard:
         self.programs[min(self.settings.epoch_steps, self.settings.steps)] = compiled
         self.program = program(made, self.layout)
         self.data = place(self.layout, data)
-        self.state = place(self.layout, state) if restored else jax.jit(self.program.make)(self.data)
+        self.state = (
+            place(self.layout, state) if restored else jax.jit(self.program.make)(self.data, going(self.layout))
+        )
         self.log = tracking.MetricsLog(self.directory)
         self.log.truncate(self.done + 1)
 
@@ -200,7 +202,7 @@ class _Shard:
         started, before = time.perf_counter(), self.going
         length = min(self.settings.epoch_steps, self.settings.steps - self.done)
         numbers = jnp.arange(self.done, self.done + length, dtype=jnp.int32)
-        active = active_places(self.layout, before)
+        active = going(self.layout, before)
         if length not in self.programs:
             lowered = jax.jit(self.program.call, donate_argnums=1).lower(self.data, self.state, active, numbers)
             self.programs[length] = lowered.compile()

@@ -97,12 +97,25 @@ def make_layout(
     return Layout(runs, group, -(-share // group), devices)
 
 
+class Going(NamedTuple):
+    """Which runs go on.
+
+    Attributes:
+      runs: [places] bool.
+      groups: [] int32, `Layout.groups`. Data, so that XLA does not know how often the loop over groups turns: a loop
+        that turns once would be taken apart and compiled to other last digits than one that turns twice.
+    """
+
+    runs: Array
+    groups: Array
+
+
 class Program(NamedTuple):
     """A function of one run, over all of them; every leaf below is [places, ...] and lies on the runs' devices.
 
     Attributes:
-      call: `(data, state, active, *shared) -> (state, out)`, not yet compiled; `state` may be donated.
-      make: `(data) -> state`, the same of a function that begins a run.
+      call: `(data, state, going, *shared) -> (state, out)`, not yet compiled; `state` may be donated.
+      make: `(data, going) -> state`, the same of a function that begins a run.
     """
 
     call: Callable[..., tuple[Any, Any]]
@@ -115,8 +128,6 @@ def over_runs(layout: Layout, begin: Callable[[Any], Any], step: Callable[..., t
     `active` [] says whether the run still goes on; `step` freezes it if not. A group without any active run is not
     computed at all: its state stays and its `out` is zero.
     """
-    split = PartitionSpec(_AXIS)
-    many = layout.group > 1
 
     def groups(tree: Any) -> Any:
         return jax.tree.map(lambda x: x.reshape(layout.groups, layout.group, *x.shape[1:]), tree)
@@ -124,46 +135,54 @@ def over_runs(layout: Layout, begin: Callable[[Any], Any], step: Callable[..., t
     def flat(tree: Any) -> Any:
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
-    def one(function: Callable[..., Any], split_arguments: int) -> Callable[..., Any]:
-        """`function` of a run, of a group: vmapped, or of its only run without an axis."""
-        if many:
-            return lambda *given: jax.vmap(function, (0,) * split_arguments + (None,) * (len(given) - split_arguments))(
-                *given
-            )
+    def zeros(shapes: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.zeros((layout.groups, *x.shape), x.dtype), shapes)
 
-        def single(*given: Any) -> Any:
-            inner = [jax.tree.map(lambda x: x[0], tree) for tree in given[:split_arguments]]
-            return jax.tree.map(lambda x: x[None], function(*inner, *given[split_arguments:]))
+    def call_share(data: Any, state: Any, going: Going, *shared: Any) -> tuple[Any, Any]:
+        data, state, active = groups(data), groups(state), groups(going.runs)
+        work = _of_group(step, 3, layout.group)
 
-        return single
-
-    def call_share(data: Any, state: Any, active: Array, *shared: Any) -> tuple[Any, Any]:
-        data, state, active = groups(data), groups(state), groups(active)
-        work = one(step, 3)
         shapes = jax.eval_shape(lambda: work(*_at((data, state, active), 0), *shared))[1]
-        out = jax.tree.map(lambda x: jnp.zeros((layout.groups, *x.shape), x.dtype), shapes)
 
         def group(number: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             # The state is a carry, changed in place: as inputs and outputs of a map it would be there twice.
             state, out = carry
-            mine, runs, on = _at(state, number), _at(data, number), active[number]
+            mine, runs, on = _at((state, data, active), number)
             rest = lambda mine: (mine, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))  # noqa: E731
             mine, told = jax.lax.cond(on.any(), lambda mine: work(runs, mine, on, *shared), rest, mine)
             return _put(state, mine, number), _put(out, told, number)
 
-        state, out = jax.lax.fori_loop(0, layout.groups, group, (state, out))
-        return flat(state), flat(out)
+        return flat(jax.lax.fori_loop(0, going.groups, group, (state, zeros(shapes))))
 
-    def make_share(data: Any) -> Any:
-        return flat(jax.lax.map(one(begin, 1), groups(data)))
+    def make_share(data: Any, going: Going) -> Any:
+        data, work = groups(data), _of_group(begin, 1, layout.group)
+        shapes = jax.eval_shape(lambda: work(_at(data, 0)))
+        made = lambda number, state: _put(state, work(_at(data, number)), number)  # noqa: E731
+        return flat(jax.lax.fori_loop(0, going.groups, made, zeros(shapes)))
 
-    shared_out = partial(jax.shard_map, mesh=layout.mesh, check_vma=False, out_specs=split)
+    split = PartitionSpec(_AXIS)
+    spread = partial(jax.shard_map, mesh=layout.mesh, check_vma=False, out_specs=split)
+    turns = Going(split, PartitionSpec())  # type: ignore[arg-type]
 
-    def call(data: Any, state: Any, active: Array, *shared: Any) -> tuple[Any, Any]:
-        specs = (split, split, split, *(PartitionSpec() for _ in shared))
-        return shared_out(call_share, in_specs=specs)(data, state, active, *shared)
+    def call(data: Any, state: Any, going: Going, *shared: Any) -> tuple[Any, Any]:
+        specs = (split, split, turns, *(PartitionSpec() for _ in shared))
+        return spread(call_share, in_specs=specs)(data, state, going, *shared)
 
-    return Program(call, lambda data: shared_out(make_share, in_specs=split)(data))
+    return Program(call, lambda data, going: spread(make_share, in_specs=(split, turns))(data, going))
+
+
+def _of_group(function: Callable[..., Any], split_arguments: int, group: int) -> Callable[..., Any]:
+    """`function` of a run, of a group [group, ...]: vmapped, or of its only run without an axis."""
+
+    def side_by_side(*given: Any) -> Any:
+        axes = (0,) * split_arguments + (None,) * (len(given) - split_arguments)
+        return jax.vmap(function, axes)(*given)
+
+    def single(*given: Any) -> Any:
+        inner = [jax.tree.map(lambda x: x[0], tree) for tree in given[:split_arguments]]
+        return jax.tree.map(lambda x: x[None], function(*inner, *given[split_arguments:]))
+
+    return single if group == 1 else side_by_side
 
 
 def place(layout: Layout, tree: Any) -> Any:
@@ -177,9 +196,12 @@ def place(layout: Layout, tree: Any) -> Any:
     return jax.tree.map(padded, tree)
 
 
-def active_places(layout: Layout, going: np.ndarray) -> Array:
-    """`going` [N] bool on the devices; the empty places never are."""
-    return jax.device_put(np.concatenate([going, np.zeros(layout.places - layout.runs, bool)]), layout.sharding)
+def going(layout: Layout, runs: np.ndarray | None = None) -> Going:
+    """Which of the N runs go on (all, by default), on the devices; the empty places never do."""
+    runs = np.ones(layout.runs, bool) if runs is None else runs
+    placed = np.concatenate([runs, np.zeros(layout.places - layout.runs, bool)])
+    everywhere = NamedSharding(layout.mesh, PartitionSpec())
+    return Going(jax.device_put(placed, layout.sharding), jax.device_put(np.int32(layout.groups), everywhere))
 
 
 def gather(layout: Layout, tree: Any) -> Any:

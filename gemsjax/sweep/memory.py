@@ -16,7 +16,7 @@ import numpy as np
 
 from gemsjax.errors import SettingError
 from gemsjax.sweep.bundle import Bundle, program
-from gemsjax.sweep.layout import Layout
+from gemsjax.sweep.layout import Layout, going
 from gemsjax.train import Run as RunData
 
 
@@ -55,11 +55,10 @@ def need(made: Bundle, data: RunData, layout: Layout, limit: int | None = None) 
     settings = made.settings
     call = program(made, layout)
     like = _like(data, layout)
-    state = jax.eval_shape(call.make, like)
+    state = jax.eval_shape(call.make, like, going(layout))
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.sharding), state)
-    active = jax.ShapeDtypeStruct((layout.places,), jnp.bool_, sharding=layout.sharding)
     numbers = jax.ShapeDtypeStruct((min(settings.epoch_steps, settings.steps),), jnp.int32)
-    compiled = jax.jit(call.call, donate_argnums=1).lower(like, state, active, numbers).compile()
+    compiled = jax.jit(call.call, donate_argnums=1).lower(like, state, going(layout), numbers).compile()
     share = layout.places // len(layout.devices)
     parts = {name: _bytes(getattr(state, name)) // layout.places for name in ("replay", "agent", "best_agent")}
     parts["data"] = _bytes(like) // layout.places

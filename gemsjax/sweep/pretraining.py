@@ -20,7 +20,7 @@ from gemsjax.prepare import gems as single
 from gemsjax.pretrain.gems import GeMSHypers, GeMSState, Pretraining, Slates, make_pretraining
 from gemsjax.settings import TrainSettings
 from gemsjax.sweep.bundle import Bundle
-from gemsjax.sweep.layout import Layout, Program, active_places, gather, make_layout, of_run, over_runs, place
+from gemsjax.sweep.layout import Layout, Program, gather, going, make_layout, of_run, over_runs, place
 from gemsjax.types import Array
 
 
@@ -100,57 +100,57 @@ class _Pretraining:
         with ExitStack() as held, tracking.StopRequest() as stop:
             for one in self.ones:
                 held.enter_context(tracking.RunDirectory(one.directory, one.config, resume=True))
-            state, done, going = self._resume(updates)
+            state, done, fine = self._resume(updates)
             logs = [tracking.MetricsLog(one.directory) for one in self.ones]
             for log in logs:
                 log.truncate(done + 1)
             for epoch in range(done, self.gems.epochs):
-                state, going = self._epoch(state, going, epoch, logs, stop)
-            self._keep(state, going)
+                state, fine = self._epoch(state, fine, epoch, logs, stop)
+            self._keep(state, fine)
 
     def _resume(self, updates: Program) -> tuple[GeMSState, int, np.ndarray]:
-        going = np.ones(len(self.ones), bool)
+        fine = np.ones(len(self.ones), bool)
         if not has_checkpoints(self.directory):
-            return jax.jit(updates.make)(self.data), 0, going
+            return jax.jit(updates.make)(self.data, going(self.layout)), 0, fine
         like = jax.eval_shape(self.pretraining.init, jax.random.key(0))
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(self.ones), *x.shape), x.dtype), like)
-        saved = checkpoint.restore(self.directory / "checkpoints", (like, going), config=self.config)
-        state, going = saved.tree
-        return place(self.layout, state), saved.step, np.asarray(going)
+        saved = checkpoint.restore(self.directory / "checkpoints", (like, fine), config=self.config)
+        state, fine = saved.tree
+        return place(self.layout, state), saved.step, np.asarray(fine)
 
     def _epoch(
-        self, state: GeMSState, going: np.ndarray, epoch: int, logs: list[tracking.MetricsLog], stop: Any
+        self, state: GeMSState, fine: np.ndarray, epoch: int, logs: list[tracking.MetricsLog], stop: Any
     ) -> tuple[GeMSState, np.ndarray]:
         batches = self.training.slates.shape[1] // self.gems.batch_size
         losses, count = [], len(self.ones)
         start, total = epoch * batches, self.gems.epochs * batches
         with tracking.Progress(total, f"GeMS, {count} together", start=start, unit="batches") as progress:
             for piece in single.pieces_of(batches):
-                active = active_places(self.layout, going)
+                active = going(self.layout, fine)
                 state, metrics = self.update(self.data, state, active, self.training, jnp.int32(epoch), piece)
                 losses.append(gather(self.layout, metrics))
-                going = going & np.isfinite(losses[-1]["loss"]).all(axis=1)
+                fine = fine & np.isfinite(losses[-1]["loss"]).all(axis=1)
                 progress.update(start + int(piece[-1]) + 1, {"loss": np.nanmean(losses[-1]["loss"])})
                 if stop.requested:
                     raise KeyboardInterrupt(f"in epoch {epoch + 1} of GeMS, which begins anew when asked for again")
-        state, validated = self.validate(self.data, state, active_places(self.layout, going), self.validation)
+        state, validated = self.validate(self.data, state, going(self.layout, fine), self.validation)
         told = gather(self.layout, validated)
-        going = going & np.isfinite(told["loss"])
+        fine = fine & np.isfinite(told["loss"])
         for number, log in enumerate(logs):
             means = {name: float(np.concatenate([p[name][number] for p in losses]).mean()) for name in losses[0]}
             log.append({"step": epoch + 1, **means, **{f"validation_{k}": float(v[number]) for k, v in told.items()}})
-        tree = (gather(self.layout, state), going)
+        tree = (gather(self.layout, state), fine)
         checkpoint.save(self.directory / "checkpoints", tree, step=epoch + 1, config=self.config, keep=1)
-        return state, going
+        return state, fine
 
-    def _keep(self, state: GeMSState, going: np.ndarray) -> None:
+    def _keep(self, state: GeMSState, fine: np.ndarray) -> None:
         bounds = jax.jit(self.pretraining.bounds)
         for number, one in enumerate(self.ones):
-            if going[number]:
+            if fine[number]:
                 weights = bounds(of_run(state.best_params, number), self.bound[self.which[number]])
                 checkpoint.save(one.directory / single.WEIGHTS, weights, step=self.gems.epochs, config=one.config)
-        if not going.all():
-            names = ", ".join(str(one.directory) for one, fine in zip(self.ones, going, strict=True) if not fine)
+        if not fine.all():
+            names = ", ".join(str(one.directory) for one, well in zip(self.ones, fine, strict=True) if not well)
             raise TrainingError(f"a loss of GeMS is no longer finite in {names}; the other runs' weights are kept")
 
     def _updates(
