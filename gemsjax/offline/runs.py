@@ -9,7 +9,7 @@ The same call continues where the last one ended, to bitwise the same state on t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from gemsjax import checkpoint, disk, tracking
 from gemsjax.agents.base import AgentState, Hypers
 from gemsjax.errors import TrainingError, require, require_count
 from gemsjax.offline.training import OfflineTraining
-from gemsjax.types import Key
+from gemsjax.types import Key, Metrics
 
 
 class Learnt(NamedTuple):
@@ -81,23 +81,40 @@ def learn(
         last = epochs * batches
         accepted = f"at least {-(-done // batches)}: so many are done or begun in {directory}"
         require(done <= last, "epochs", epochs, accepted)
-        log = tracking.MetricsLog(run.path)
-        log.truncate(done + 1)
-        updates = jax.jit(training.updates, donate_argnums=0)
-        length = -(-batches // parts)
+        program = jax.jit(training.updates, donate_argnums=0)
         logs = jax.tree.map(jnp.asarray, logs)
-        with tracking.StopRequest() as stop, tracking.Progress(last, title, start=done, unit="updates") as progress:
-            while done < last and not stop.requested:
-                epoch, first = divmod(done, batches)
-                numbers = np.arange(first, min(first + length, batches), dtype=np.int32)
-                state, metrics = updates(state, hypers, weights, key, logs, jnp.int32(epoch), numbers)
-                done += len(numbers)
-                row = {name: float(value.mean()) for name, value in metrics.items()}
-                _require_finite(row, state, done, run.path)
-                # The row first: a run that is killed in between drops it on resuming and writes it again.
-                log.append({"step": done, "epoch": epoch + 1, **row})
-                checkpoint.save(_checkpoints(run.path), state, step=done, config=identity)
-                progress.update(done, {name: row[name] for name in ("policy_loss",) if name in row})
+
+        def updates(state: AgentState, epoch: int, numbers: np.ndarray) -> tuple[AgentState, Metrics]:
+            return program(state, hypers, weights, key, logs, jnp.int32(epoch), numbers)
+
+        return _drive(updates, state, (done, last), (batches, -(-batches // parts)), run.path, identity, title)
+
+
+def _drive(
+    updates: Callable[[AgentState, int, np.ndarray], tuple[AgentState, Metrics]],
+    state: AgentState,
+    span: tuple[int, int],
+    lengths: tuple[int, int],
+    run: Path,
+    identity: dict[str, Any],
+    title: str,
+) -> Learnt:
+    """From the first to the last update of `span`; `lengths` of an epoch and of its parts."""
+    (done, last), (batches, length) = span, lengths
+    log = tracking.MetricsLog(run)
+    log.truncate(done + 1)
+    with tracking.StopRequest() as stop, tracking.Progress(last, title, start=done, unit="updates") as progress:
+        while done < last and not stop.requested:
+            epoch, first = divmod(done, batches)
+            numbers = np.arange(first, min(first + length, batches), dtype=np.int32)
+            state, metrics = updates(state, epoch, numbers)
+            done += len(numbers)
+            row = {name: float(value.mean()) for name, value in metrics.items()}
+            _require_finite(row, state, done, run)
+            # The row first: a run that is killed in between drops it on resuming and writes it again.
+            log.append({"step": done, "epoch": epoch + 1, **row})
+            checkpoint.save(_checkpoints(run), state, step=done, config=identity)
+            progress.update(done, {name: row[name] for name in ("policy_loss",) if name in row})
     return Learnt(state, done, done >= last)
 
 
