@@ -141,6 +141,46 @@ def test_weights_do_not_overflow():
     np.testing.assert_allclose(found, 20.0, rtol=1e-6)
 
 
+def test_set_ratios():
+    """alpha / beta of K draws, between the floor and the cap, without overflow at either end."""
+    log_pi, log_beta = jnp.log(PI), jnp.log(BETA)
+    ratio = jax.jit(off_policy.set_ratio, static_argnums=2)
+    expected = (1 - (1 - PI.astype(float)) ** 10) / BETA
+    np.testing.assert_allclose(ratio(log_pi, log_beta, 10, 1e9), expected, rtol=1e-5)
+    np.testing.assert_allclose(ratio(log_pi, log_beta, 10, 10.0), np.minimum(expected, 10.0), rtol=1e-5)
+    np.testing.assert_allclose(ratio(log_pi, log_beta, 1, 1e9), PI / BETA, rtol=1e-5)
+    ends = ratio(jnp.array([-np.inf, -1e4, 0.0, 0.0, -30.0]), jnp.array([-1.0, -1.0, 0.0, -1e4, -27.0]), 10, 10.0)
+    np.testing.assert_allclose(ends, [1e-3, 1e-3, 1.0, 10.0, 10 * np.exp(-3.0)], rtol=1e-4)
+    correction = Correction("set_ratio", 10, 10.0, reduction="sum")
+    loss, gradient = loss_and_gradient(log_pi, log_beta, jnp.ones((3, 2)), jnp.ones((3, 2)), correction)
+    np.testing.assert_allclose(gradient, -np.minimum(expected, 10.0), rtol=1e-5)  # constants, and lambda left out
+    np.testing.assert_allclose(loss, -(np.minimum(expected, 10.0) * np.log(PI)).sum(), rtol=1e-5)
+
+
+def test_the_running_sum_of_weights():
+    """Starts at the first batch, moves by a hundredth, and a batch without weights leaves it as it is."""
+    told, sums = [], jnp.float32(0.0)
+    for total in (0.0, 8.0, 0.0, 4.0):
+        sums = off_policy.running_sum(sums, jnp.float32(total))
+        told.append(float(sums))
+    np.testing.assert_allclose(told, [0.0, 8.0, 8.0, 8.0 - 0.04], rtol=1e-6)
+    found = off_policy.Weights(jnp.ones(2), jnp.ones(2))
+    arguments = jnp.log(jnp.array([0.5, 0.25])), jnp.ones(2), jnp.ones(2), found, Correction("none")
+    np.testing.assert_allclose(off_policy.policy_loss(*arguments, jnp.float32(4.0)), np.log(8.0) / 4, rtol=1e-6)
+    np.testing.assert_allclose(off_policy.policy_loss(*arguments, jnp.float32(0.0)), np.log(8.0), rtol=1e-6)
+
+
+def test_standardised_returns_of_some():
+    about = GOLDEN["returns"]
+    values = jnp.array([[*about["returns"][:2], np.nan], [np.inf, about["returns"][2], 5.0]], jnp.float32)
+    mask = jnp.array([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
+    found = jax.jit(off_policy.masked_standardised)(values, mask)
+    np.testing.assert_allclose(found[mask > 0], about["normalised_ddof1_eps1e4"], atol=1e-5)
+    assert (found[mask == 0] == 0.0).all()
+    for few in (mask * 0.0, mask.at[0].set(0.0)):  # none, and a single one
+        assert (off_policy.masked_standardised(values, few) == 0.0).all()
+
+
 @pytest.mark.parametrize("name", bandits.known())
 def test_bandits_converge_to_their_limits(name):
     bandit = bandits.known()[name]

@@ -95,6 +95,37 @@ def test_recorded_edge_cases(name):
     assert case["updated"] or same_bits(after, state)
 
 
+def test_recorded_edge_cases_side_by_side():
+    """The same in one program, a user each: what changes nothing for one leaves the others alone."""
+    cases = [case for case in EDGES.values() if "chosen" in case]
+    states = [UserState(jnp.array([0.1, 0.2]), jnp.array([0.3, 0.4]), jnp.float32(c["reward_ma0"])) for c in cases]
+    choices = [padded_choice(case["chosen"]) for case in cases]
+    users, (chosen, counts) = (jax.tree.map(lambda *x: jnp.stack(x), *rows) for rows in (states, choices))
+    rewards, gates = (jnp.array([case[name] for case in cases]) for name in ("reward_hat", "gating"))
+    size = len(cases)
+    items = jnp.tile(jnp.eye(2), (size, 1, 1))
+    batch = Interaction(jnp.zeros((size, 2)), items, jnp.ones((size, 2), bool), chosen, counts, rewards, gates)
+    after, updated = learn_all(users, batch, PersonalisationConfig(beta_short=1.0))
+    assert updated.tolist() == [case["updated"] for case in cases] and 0 < sum(updated) < size
+    for number, case in enumerate(cases):
+        state = jax.tree.map(lambda x, n=number: x[n], after)
+        assert_close(state, case["state_after"])
+        assert case["updated"] or same_bits(state, states[number])
+
+
+def test_nobody_has_candidates_side_by_side():
+    """No places at all, and places that are all masked: the same for every user, and nothing is NaN."""
+    users = jax.tree.map(lambda x: jnp.stack([x, x + 1.0, x - 1.0]), new_user(DIM))
+    scores_all = jax.jit(jax.vmap(policy_scores, in_axes=(0, 0, 0, 0, None)))
+    for places in (0, K):
+        junk = jnp.full((3, places), jnp.nan), jnp.full((3, places, DIM), jnp.nan), jnp.zeros((3, places), bool)
+        scores, probs = scores_all(junk[0], users, *junk[1:], PersonalisationConfig())
+        assert scores.shape == probs.shape == (3, places) and (probs == 0).all() and (scores == -jnp.inf).all()
+        batch = Interaction(*junk, jnp.zeros((3, C), int), jnp.ones((3, C), bool), jnp.ones(3), jnp.ones(3))
+        after, updated = learn_all(users, batch, PersonalisationConfig())
+        assert not updated.any() and same_bits(after, users)
+
+
 def test_no_candidates_are_two_empty_arrays_and_no_update():
     config, state = PersonalisationConfig(), new_user(DIM)
     empty = jnp.zeros((0, DIM)), jnp.zeros(0, bool)

@@ -132,6 +132,36 @@ def test_ids_out_of_range_are_flagged_in_a_compiled_program():
     np.testing.assert_allclose(learnt.table, expected, rtol=0, atol=1e-5)
 
 
+def test_interactions_that_cannot_be_leave_their_user_to_the_next():
+    """Among duplicates: broken numbers, choices out of range and masked rows are skipped, in order, user by user."""
+    ids, batch = ids_of("few users"), interactions(5)
+    kind = np.arange(B) % 7
+    broken = batch._replace(
+        reward=np.where(kind == 0, np.nan, np.where(kind == 1, np.inf, batch.reward)).astype(np.float32),
+        gate=np.where(kind == 2, np.nan, batch.gate).astype(np.float32),
+        chosen=np.where((kind == 3)[:, None], [[K, -1]], batch.chosen),
+        mask=batch.mask & (kind != 4)[:, None],
+        items=np.where((kind == 5)[:, None, None], np.float32(np.nan), batch.items),
+    )
+    expected, updated = one_by_one(filled(), ids, broken)
+    learnt = STORE.update(filled(), ids, broken, CONFIG)
+    assert np.isfinite(learnt.table).all() and learnt.updated.tolist() == updated
+    np.testing.assert_allclose(learnt.table, expected, rtol=0, atol=1e-5)
+    assert not learnt.updated[kind < 6].any() and learnt.updated[kind == 6].any()
+    whole = kind == 6
+    kept = jax.tree.map(lambda x: x[whole], batch)
+    np.testing.assert_allclose(STORE.update(filled(), ids[whole], kept, CONFIG).table, expected, rtol=0, atol=1e-5)
+
+
+def test_interactions_without_candidates_change_nobody():
+    batch = interactions(6)._replace(
+        base=np.zeros((B, 0), np.float32), items=np.zeros((B, 0, DIM), np.float32), mask=np.zeros((B, 0), bool)
+    )
+    learnt = STORE.update(filled(), ids_of("some twice"), batch, CONFIG)
+    np.testing.assert_array_equal(learnt.table, filled())
+    assert not learnt.updated.any() and learnt.known.all()
+
+
 def test_an_empty_batch_and_one_of_gates_of_zero_change_nothing():
     before = np.asarray(filled())
     empty = STORE.update(filled(), np.zeros(0, int), interactions(0, 0), CONFIG)

@@ -97,6 +97,10 @@ HEADER = "user,item,time,reward\n"
         (HEADER + "a,b,1,1\na,,1,1\n", "row 2, column 'item': '' is not an id"),
         (HEADER + "a,b,1,1\na,b,1\n", "row 2: it has 3 fields, the header has 4"),
         ("user,item,time,rewards\na,b,1,1\n", r"no column 'reward' for reward.*did you mean 'rewards'"),
+        (HEADER + "a,b,1,1\na,b,2,1e300\n", "row 2, column 'reward': 1e\\+300 is not a number that float32 holds"),
+        (HEADER + "a,b,1,1\na,b,inf,1\n", "row 2, column 'time': 'inf' is not a finite number"),
+        (HEADER + "a,b,1,1\n\na,b,1,1\n", "row 2: it has 0 fields"),
+        ("user,item,time,reward,item\na,b,1,1,c\n", "several columns 'item': which one is item"),
         (HEADER, "holds no events"),
         ("", "no column 'user'"),
     ],
@@ -111,6 +115,12 @@ def test_what_cannot_be_used_is_named(tmp_path, text, says):
     [
         ("a,y,1,0,s,0,0.5", "row 3, column 'position': 0.0 is not free"),
         ("a,y,1,0,s,1.5,0.5", "row 3, column 'position': 1.5 is not a whole number"),
+        ("a,y,1,0,s,-1,0.5", "row 3, column 'position': -1.0 is not a whole number from 0"),
+        ("a,y,1,0,s,10000,0.5", "row 3, column 'position': 10000.0 is not a whole number from 0 to 9999"),
+        ("a,y,1,0,s,,0.5", "row 3, column 'position': '' is not a number"),
+        ("a,y,1,0,s,2,", "row 3, column 'propensity': '' is not a number"),
+        ("a,y,1,0,s,2,1e-60", "row 3, column 'propensity': 1e-60 is not a number that float32 holds"),
+        ("a,y,1,0,,2,1", "row 3, column 'slate': '' is not an id"),
         ("a,y,1,0,s,2,0", "row 3, column 'propensity': 0.0 is not in"),
         ("a,y,1,0,s,2,1.01", "row 3, column 'propensity': 1.01 is not in"),
     ],
@@ -121,6 +131,21 @@ def test_ranks_and_propensities_that_make_no_sense(tmp_path, row, says):
     assert read_table(written(tmp_path / "right.csv", text), schema).events == 2
     with pytest.raises(DataError, match=says):
         read_table(written(tmp_path / "wrong.csv", text + row + "\n"), schema)
+
+
+def test_long_texts_are_read_in_chunks_and_rows_keep_their_numbers(tmp_path, slates, monkeypatch):
+    from gemsjax.datasets import tables
+
+    monkeypatch.setattr(tables, "CHUNK_ROWS", 4)
+    for name, column in vars(read_table(DATA / "slates.csv", SLATES)).items():
+        np.testing.assert_array_equal(getattr(slates, name), column)
+    rows = [f"u{n},{n},{n},1" for n in range(9)]
+    mixed = read_table(written(tmp_path / "mixed.csv", HEADER + "\n".join([*rows, "u9,x9,9,1"]) + "\n"))
+    assert mixed.item_ids.tolist() == sorted(["x9", *map(str, range(9))])  # some chunks had numbers only
+    with pytest.raises(DataError, match="row 10, column 'reward': 'lots' is not a number"):
+        read_table(written(tmp_path / "wrong.csv", HEADER + "\n".join([*rows, "u9,9,9,lots"]) + "\n"))
+    with pytest.raises(DataError, match="row 10: it has 3 fields"):
+        read_table(written(tmp_path / "short.csv", HEADER + "\n".join([*rows, "u9,9,9"]) + "\n"))
 
 
 def test_stars_beyond_five_a_missing_file_and_a_long_delimiter(tmp_path):

@@ -54,6 +54,8 @@ def update(spec, logs, hypers=HYPERS):
     state = initial()
     if spec.kl:
         state = dataclasses.replace(state, old=(state.params.belief, state.params.policy))
+    if spec.running:
+        state = dataclasses.replace(state, weight_sum=jnp.float32(0.0))
     return (*step(Acting(state, hypers), logs, noise), state)
 
 
@@ -81,17 +83,25 @@ def test_the_policy_loss_never_moves_the_behaviour_head():
     assert largest_change(new.params.belief, other.params.belief) > 1e-4
 
 
-def test_padding_changes_nothing():
-    terms = {"entropy": True, "kl": True, "baseline": "turn", "behaviour": "logged", "credit": "item"}
-    spec = dataclasses.replace(SMALL, normalise=True, **terms)
-    logs = some_logs(turns=4)
+_TERMS = {"entropy": True, "kl": True, "baseline": "turn", "behaviour": "logged", "credit": "item"}
+EVERYTHING = dataclasses.replace(SMALL, normalise=True, **_TERMS)
+
+
+def full_logs(**sizes):
+    """With all that a log may hold."""
+    logs = some_logs(**sizes)
     clicks = logs.turns.clicks[:, 1:].astype(np.float32)
-    logs = dataclasses.replace(logs, item_reward=clicks, taken=np.ones_like(clicks, bool))
+    return dataclasses.replace(logs, item_reward=clicks, taken=np.ones_like(clicks, bool))
+
+
+@pytest.mark.parametrize("junk", [0.0, np.nan])
+def test_padding_changes_nothing(junk):
+    spec, logs = EVERYTHING, full_logs(turns=4)
     fill = lambda x, value: np.pad(x, ((0, 1), (0, 1)) + ((0, 0),) * (x.ndim - 2), constant_values=value)  # noqa: E731
     padded = LoggedEpisodes(
         turns=Observation(fill(logs.turns.slate, -1), fill(logs.turns.clicks, False)),
-        reward=fill(logs.reward, 0.0),
-        item_reward=fill(logs.item_reward, 0.0),
+        reward=fill(logs.reward, junk),
+        item_reward=fill(logs.item_reward, junk),
         taken=fill(logs.taken, False),
         propensity=fill(logs.propensity, np.nan),
     )
@@ -102,9 +112,84 @@ def test_padding_changes_nothing():
         np.testing.assert_allclose(same[name], value, rtol=1e-4, atol=1e-7, err_msg=name)
 
 
+def broken_logs():
+    """`{what: (logs with something that cannot be, the same logs with nothing in its place)}`."""
+    logs = full_logs(users=4)
+    slate, clicks = logs.turns
+
+    def put(column, where, value):
+        column = np.array(column)
+        column[where] = value
+        return column
+
+    def without(slots, turns=logs.turns):
+        """Turns to learn from, without some slots."""
+        taken = put(logs.taken, slots, False)
+        return {"turns": turns, "taken": taken, "item_reward": np.where(taken, logs.item_reward, 0.0)}
+
+    cases, place, slot = {}, (1, 2), (1, 2, 0)  # turn 2 of those that are learnt from is turn 3 of the observations
+    for name, value in (("nan", np.nan), ("infinite", -np.inf)):
+        put_reward, no_reward = put(logs.reward, place, value), put(logs.reward, place, 0.0)
+        cases[f"{name} reward"] = {"reward": put_reward}, {"reward": no_reward, **without(place)}
+        cases[f"{name} item reward"] = {"item_reward": put(logs.item_reward, slot, value)}, without(slot)
+    gone = Observation(put(slate, (1, 3, 0), -1), put(clicks, (1, 3, 0), False))
+    for item in (DIMS.num_items, 2**31 - 1, -(2**31)):
+        turns = logs.turns._replace(slate=put(slate, (1, 3, 0), item), clicks=put(clicks, (1, 3, 0), True))
+        cases[f"item {item}"] = {"turns": turns}, without(slot, gone)
+    for chance in (np.nan, 0.0, -0.5, 1.5, np.inf):
+        both = ({"propensity": put(logs.propensity, slot, value)} for value in (chance, 0.0))
+        cases[f"propensity {chance}"] = tuple(both)
+    nothing = {"taken": np.zeros_like(logs.taken)}
+    cases["only broken rewards"] = {"reward": np.full_like(logs.reward, np.nan)}, nothing
+    return {name: tuple(dataclasses.replace(logs, **change) for change in pair) for name, pair in cases.items()}
+
+
+def test_what_cannot_be_is_as_if_it_were_not_there_under_jit_and_vmap():
+    cases = broken_logs()
+    agent, step = compiled(EVERYTHING)
+    _, _, before = update(EVERYTHING, full_logs(users=4))
+    acting, noise = Acting(before, HYPERS), agent.draw_update(jax.random.key(1), 4)
+    stacked = jax.tree.map(lambda *x: np.stack(x), *(broken for broken, _ in cases.values()))
+    side_by_side = jax.jit(jax.vmap(agent.update, in_axes=(None, 0, None)))(acting, stacked, noise)
+    for number, (name, pair) in enumerate(cases.items()):
+        found, expected = (step(acting, logs, noise) for logs in pair)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found)), name
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=name)
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(side_by_side), strict=True):
+            np.testing.assert_allclose(other[number], one, rtol=1e-4, atol=2e-5, err_msg=name)
+    nothing, _ = step(acting, cases["only broken rewards"][0], noise)
+    assert largest_change(nothing.params, before.params) == 0.0
+
+
+def test_what_cannot_be_is_not_inspected_either():
+    cases = broken_logs()
+    learner = topk.make_topk_learner(dataclasses.replace(SMALL, behaviour="logged"), DIMS)
+    stacked = jax.tree.map(lambda *x: np.stack(x), *(broken for broken, _ in cases.values()))
+    seen = jax.jit(jax.vmap(learner.inspect, in_axes=(None, 0)))(Acting(initial(), HYPERS), stacked)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(seen))
+    for number, name in enumerate(cases):
+        assert seen.mask[number, 2, 1, 0] == 0.0, name
+
+
+def test_a_broken_observation_is_an_empty_slot_when_slates_are_chosen():
+    agent = compiled(SMALL)[0]
+    start, acting = agent.greedy.start(), Acting(initial(), HYPERS)
+    act = jax.jit(lambda slate, clicks: agent.greedy.act(acting, start, Observation(slate, clicks), None, jnp.zeros(0)))
+    expected, memory = act(np.array([2, -1, 4]), np.array([True, False, False]))
+    for item in (-1, -9, DIMS.num_items, 2**31 - 1):
+        found, other = act(np.array([2, item, 4]), np.array([True, True, False]))
+        np.testing.assert_array_equal(found.slate, expected.slate)
+        np.testing.assert_array_equal(other, memory)
+
+
 @pytest.mark.parametrize(
     "change",
-    [{"negatives": 4}, {"action_source": "pi", "actions": "shown", "reduction": "sum"}],
+    [
+        {"negatives": 4},
+        {"action_source": "each", "actions": "shown", "reduction": "sum", "baseline": "standardised"},
+        {"correction": "set_ratio", "running": True, "action_source": "beta"},
+    ],
     ids=str,
 )
 def test_every_way_learns_and_stays_finite(change):
@@ -135,6 +220,11 @@ def test_probabilities_that_were_logged_are_those_that_count():
         ({"negatives": 5, "kl": True}, "negatives"),
         ({"negatives": 5, "action_source": "pi"}, "negatives"),
         ({"behaviour": "logged", "action_source": "pi"}, "action_source"),
+        ({"normalise": True, "running": True}, "running"),
+        ({"critic": "items"}, "critic"),
+        ({"critic": "slate", "negatives": 5}, "negatives"),
+        ({"critic": "slate", "credit": "item"}, "credit"),
+        ({"policy_step": 0}, "policy_step"),
     ],
     ids=str,
 )
@@ -145,7 +235,9 @@ def test_what_does_not_fit_is_refused(change, setting):
 
 
 @pytest.mark.parametrize(
-    "change", [{"gamma": 1.1}, {"cap": 0.0}, {"temperature": 0.0}, {"rate": float("nan")}], ids=str
+    "change",
+    [{"gamma": 1.1}, {"cap": 0.0}, {"temperature": 0.0}, {"rate": float("nan")}, {"critic_clip": 0.0}],
+    ids=str,
 )
 def test_hypers_out_of_range_are_refused(change):
     with pytest.raises(SettingError):

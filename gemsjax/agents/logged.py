@@ -87,25 +87,49 @@ def to_episodes(logged: LoggedEpisodes) -> Episode:
     return Episode(observation=before, action=action, reward=logged.reward, final=final)
 
 
-def actions(logged: LoggedEpisodes) -> Actions:
-    """Logged episodes [B] as actions, time-major, storage types widened."""
+def actions(logged: LoggedEpisodes, num_items: int | None = None) -> Actions:
+    """Logged episodes [B] as actions, time-major, storage types widened, and what cannot be learnt from taken out.
+
+    Nothing can be refused in a compiled program, so it is taken out instead: an item outside 0 .. num_items-1 is an
+    empty slot, in the observations too; a slot whose own reward is not finite is not taken, nor is a whole turn whose
+    reward is not; a turn that takes nothing has reward 0; a propensity outside (0, 1] becomes 0, which is none.
+
+    Args:
+      logged: episodes, user-major.
+      num_items: I; None if every number from 0 is an item.
+    """
 
     def swap(x: Any) -> Any:
         return jax.tree.map(lambda leaf: jnp.swapaxes(jnp.asarray(leaf), 0, 1), x)
 
     slates, clicks = (swap(x) for x in (logged.turns.slate, logged.turns.clicks))
-    slates, clicks, reward = slates.astype(jnp.int32), clicks.astype(bool), swap(logged.reward)
-    clicked = clicks[1:].astype(jnp.float32)
-    share = clicked / jnp.maximum(clicked.sum(axis=-1, keepdims=True), 1.0)
+    slates, reward = slates.astype(jnp.int32), swap(logged.reward)
+    there = slates >= 0 if num_items is None else (slates >= 0) & (slates < num_items)
+    slates, clicks = jnp.where(there, slates, -1), clicks.astype(bool) & there
+    taken = there[1:] & jnp.isfinite(reward)[..., None]
+    if _known(logged.taken):
+        taken &= swap(logged.taken).astype(bool)
+    clicked = (clicks[1:] & taken).astype(jnp.float32)
+    if _known(logged.item_reward):
+        item_reward = swap(logged.item_reward)
+        taken &= jnp.isfinite(item_reward)
+    reward = jnp.where(taken.any(axis=-1), reward, 0.0)
+    if not _known(logged.item_reward):
+        item_reward = clicked / jnp.maximum(clicked.sum(axis=-1, keepdims=True), 1.0) * reward[..., None]
     return Actions(
         seen=Observation(slates[:-1], clicks[:-1]),
         items=slates[1:],
         clicks=clicks[1:],
         reward=reward,
-        item_reward=swap(logged.item_reward) if _known(logged.item_reward) else share * reward[..., None],
-        taken=swap(logged.taken).astype(jnp.float32) if _known(logged.taken) else jnp.ones_like(clicked),
-        propensity=swap(logged.propensity) if _known(logged.propensity) else (),
+        item_reward=jnp.where(taken, item_reward, 0.0),
+        taken=taken.astype(jnp.float32),
+        propensity=_usable(swap(logged.propensity)) if _known(logged.propensity) else (),
     )
+
+
+def _usable(propensity: Array) -> Array:
+    """0 where it is no probability (rounding may lift one a little above 1)."""
+    return jnp.where((propensity > 0.0) & (propensity <= 1.0 + 1e-6), propensity, 0.0)
 
 
 def _known(column: Column) -> bool:

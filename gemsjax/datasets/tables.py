@@ -22,6 +22,8 @@ from gemsjax.errors import DataError, require, require_count
 
 CHUNK_ROWS = 500_000
 """Rows of a CSV file that are text in memory at a time."""
+MOST_SLOTS = 10_000
+"""Of a slate: every turn of an episode has as many as the longest one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class TableSchema:
     Attributes:
       user, item: ids, whole numbers or text.
       time: a number, or a date as ISO 8601 writes it. None: rows are in order of time.
-      reward: a finite number.
+      reward: a number that float32 holds.
       slate: id of what was shown together: rows of one user with equal ids are one turn. None: each row is a turn.
       position: rank in the slate, from 0. None: rows of a slate are in order of rank.
       propensity: probability in (0, 1] with which the logging policy shows the item.
@@ -111,6 +113,8 @@ def read_table(
     if ratings:
         _refuse(path, schema.reward, columns["reward"], (columns["reward"] < 0) | (columns["reward"] > 5), "0 to 5")
         columns["reward"] = 2.0 * (columns["reward"] - 2.5)
+    beyond = np.abs(columns["reward"]) > np.finfo(np.float32).max
+    _refuse(path, schema.reward, columns["reward"], beyond, "a number that float32 holds")
     return _arranged(path, columns, wanted)
 
 
@@ -194,6 +198,8 @@ def _chunks(path: Path, lines: Iterator[list[str]], width: int) -> Iterator[tupl
 
 def _places(path: Path, wanted: Mapping[str, str], names: Sequence[str]) -> dict[str, int]:
     for role, name in wanted.items():
+        if list(names).count(name) > 1:
+            raise DataError(f"{path} has several columns {name!r}: which one is {role}?")
         if name not in names:
             close = get_close_matches(name, names, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -304,10 +310,13 @@ def _arranged(path: Path, columns: Mapping[str, np.ndarray], wanted: Mapping[str
         times = first[turns]
     if "propensity" in columns:
         chance = columns["propensity"]
+        tiny = (chance > 0) & (chance < np.finfo(np.float32).tiny)
+        _refuse(path, wanted["propensity"], chance, tiny, "a number that float32 holds")
         _refuse(path, wanted["propensity"], chance, (chance <= 0) | (chance > 1), "in (0, 1]")
     ranks = columns.get("position", np.zeros(events))
     if "position" in columns:
-        _refuse(path, wanted["position"], ranks, (ranks < 0) | (ranks != np.floor(ranks)), "a whole number from 0")
+        wrong = (ranks < 0) | (ranks >= MOST_SLOTS) | (ranks != np.floor(ranks))
+        _refuse(path, wanted["position"], ranks, wrong, f"a whole number from 0 to {MOST_SLOTS - 1}")
     order = np.lexsort((np.arange(events), ranks, turns, times, users))
     begins = np.r_[True, turns[order][1:] != turns[order][:-1]]
     if "position" not in columns:

@@ -17,15 +17,21 @@ import jax.numpy as jnp
 from gemsjax.maths.slates import top_items
 from gemsjax.types import Array
 
-CORRECTIONS = ("none", "first_order", "topk")
+CORRECTIONS = ("none", "first_order", "topk", "set_ratio")
 REDUCTIONS = ("mean", "sum")
+LEAST_SET_RATIO = 1e-3
+"""Below this, weights of `set_ratio` are not taken seriously."""
+RUNNING_SHARE = 0.01
+"""Of a new batch in the running sum of weights."""
 
 
 class Correction(NamedTuple):
     """How actions of another policy count; all static but `cap`.
 
     Attributes:
-      kind: `none` (as if they were the policy's own), `first_order` (weights w) or `topk` (lambda_K * w).
+      kind: `none` (as if they were the policy's own), `first_order` (weights w), `topk` (lambda_K * w), or `set_ratio`:
+        alpha / beta between `LEAST_SET_RATIO` and the cap, alpha the chance that K draws hold the item. Others found
+        that to work (with a cap of 10 and `running_sum`); nobody derived it.
       set_size: K of lambda_K, how many draws of the policy make a recommendation.
       cap: weights are cut off here; None cuts nothing.
       normalise: weights are divided by their sum over the batch, and the loss is their weighted sum.
@@ -43,7 +49,7 @@ class Weights(NamedTuple):
     """What the actions of a batch are multiplied with, [...] each; constants for every derivative.
 
     Attributes:
-      ratio: w, cut off and perhaps normalised; 1 without correction.
+      ratio: w (or alpha / beta), cut off and perhaps normalised; 1 without correction.
       top_k: lambda_K; 1 unless the correction is `topk`.
     """
 
@@ -60,6 +66,22 @@ def importance_ratio(log_pi: Array, log_beta: Array, cap: Array | float | None =
     """pi / beta, at most `cap`: [...] -> [...]. Cut off before the exponential, so that it cannot overflow."""
     log_ratio = log_pi - log_beta
     return jnp.exp(log_ratio if cap is None else jnp.minimum(log_ratio, jnp.log(cap)))
+
+
+def set_ratio(log_pi: Array, log_beta: Array, set_size: int, cap: Array | float | None = None) -> Array:
+    """alpha / beta, at least `LEAST_SET_RATIO` and at most `cap`: [...] -> [...]; alpha = 1 - (1 - pi)^K."""
+    miss = set_size * jnp.log1p(-jnp.exp(jnp.minimum(log_pi, 0.0)))  # log (1 - pi)^K
+    ratio = importance_ratio(jnp.log(-jnp.expm1(miss)), log_beta, cap)
+    return jnp.maximum(ratio, LEAST_SET_RATIO)
+
+
+def running_sum(before: Array, total: Array) -> Array:
+    """Exponential mean of batches' sums of weights, this one's included: [] -> []. 0 before the first: then it is it.
+
+    A batch without weights leaves it as it is.
+    """
+    after = jnp.where(before > 0.0, before + RUNNING_SHARE * (total - before), total)
+    return jnp.where(total > 0.0, after, before)
 
 
 def normalised(ratio: Array, mask: Array) -> Array:
@@ -79,15 +101,28 @@ def weights(log_pi: Array, log_beta: Array, mask: Array, correction: Correction)
     """
     log_pi, log_beta = (jax.lax.stop_gradient(jnp.where(mask > 0.0, x, 0.0)) for x in (log_pi, log_beta))
     ones = jnp.ones_like(log_pi)
-    ratio = ones if correction.kind == "none" else importance_ratio(log_pi, log_beta, correction.cap)
+    if correction.kind == "none":
+        ratio = ones
+    elif correction.kind == "set_ratio":
+        ratio = set_ratio(log_pi, log_beta, correction.set_size, correction.cap)
+    else:
+        ratio = importance_ratio(log_pi, log_beta, correction.cap)
     top_k = lambda_k(log_pi, correction.set_size) if correction.kind == "topk" else ones
     return Weights(normalised(ratio, mask) if correction.normalise else ratio, top_k)
 
 
-def policy_loss(log_pi: Array, advantage: Array, mask: Array, found: Weights, correction: Correction) -> Array:
+def policy_loss(
+    log_pi: Array,
+    advantage: Array,
+    mask: Array,
+    found: Weights,
+    correction: Correction,
+    divisor: Array | None = None,
+) -> Array:
     """The loss of a batch of actions, [...] each -> []: its gradient is the corrected policy gradient.
 
     An action whose mask is 0 contributes nothing, whatever stands in its place; a batch without actions gives 0.
+    With a `divisor` [] (of `running_sum`) the sum over the batch is divided by it, whatever the reduction.
     """
     coefficient = jax.lax.stop_gradient(found.ratio * found.top_k * advantage)
     # A masked log-probability may be infinite: leaving it out of the product keeps its derivative out as well.
@@ -95,6 +130,8 @@ def policy_loss(log_pi: Array, advantage: Array, mask: Array, found: Weights, co
     if correction.normalise:  # the weights carry the mask already
         return -terms.sum()
     total = -(terms * mask).sum()
+    if divisor is not None:
+        return total / jnp.where(divisor > 0.0, divisor, 1.0)
     return total if correction.reduction == "sum" else total / jnp.maximum(mask.sum(), 1e-8)
 
 
@@ -106,6 +143,19 @@ def masked_mean(values: Array, mask: Array) -> Array:
 def standardised(values: Array) -> Array:
     """Mean 0 and standard deviation 1 (ddof 1, + 1e-4): [n] -> [n], n >= 2. RecNN does this to its returns."""
     return (values - values.mean()) / (values.std(ddof=1) + 1e-4)
+
+
+def masked_standardised(values: Array, mask: Array) -> Array:
+    """`standardised` over the entries whose `mask` > 0, each counted once: [...] -> [...], 0 elsewhere.
+
+    A single entry becomes 0.
+    """
+    counted = (mask > 0.0).astype(values.dtype)
+    number = counted.sum()
+    values = jnp.where(mask > 0.0, values, 0.0)
+    centred = (values - values.sum() / jnp.maximum(number, 1.0)) * counted
+    deviation = jnp.sqrt(jnp.square(centred).sum() / jnp.maximum(number - 1.0, 1.0))
+    return centred / (deviation + 1e-4)
 
 
 # -- softmax over items ------------------------------------------------------------------------------------------------

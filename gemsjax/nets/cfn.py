@@ -18,7 +18,7 @@ from gemsjax.types import Array, Observation, Params
 
 
 class CFNBelief(nn.Module):
-    """One step on [item embeddings, clicks] of a slate; -1 is an empty slot, whose inputs are zero.
+    """One step on [item embeddings, clicks] of a slate; -1 (or no item at all) is an empty slot, whose inputs are zero.
 
     Attributes:
       num_items, slate_size: I, K.
@@ -48,9 +48,10 @@ class CFNBelief(nn.Module):
 
 def project(params: Params, observation: Observation) -> Array:
     """The inputs' share of both gates and of the new content: [..., K] -> [..., 3 * hidden]."""
-    items = params["item_embeddings"][observation.slate]
-    items = jnp.where((observation.slate >= 0)[..., None], items, 0.0)
-    clicks = observation.clicks[..., None].astype(items.dtype)
+    table = params["item_embeddings"]
+    there = ((observation.slate >= 0) & (observation.slate < table.shape[0]))[..., None]
+    items = jnp.where(there, table[observation.slate], 0.0)
+    clicks = jnp.where(there, observation.clicks[..., None], False).astype(items.dtype)
     flat = jnp.concatenate([items, clicks], axis=-1).reshape(*observation.slate.shape[:-1], -1)
     gates = params["gate_bias"].shape[0]
     return flat @ params["input_kernel"] + jnp.pad(params["gate_bias"], (0, gates // 2))

@@ -245,8 +245,8 @@ def _in_portions(learn_all: Callable[..., Any], split: Any) -> Any:
     whole = split[1].reward.shape[0] // PORTION * PORTION
     if jax.default_backend() != "cpu" or not whole:
         return learn_all(*split)
-    portions = jax.tree.map(lambda x: x[:whole].reshape(-1, PORTION, *x.shape[1:]), split)
-    out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(lambda some: learn_all(*some), portions))
+    portions = jax.tree.map(lambda x: x[:whole].reshape(whole // PORTION, PORTION, *x.shape[1:]), split)
+    out = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), jax.lax.map(lambda some: learn_all(*some), portions))
     if whole == split[1].reward.shape[0]:
         return out
     rest = learn_all(*jax.tree.map(lambda x: x[whole:], split))
