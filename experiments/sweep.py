@@ -34,7 +34,7 @@ from experiments._cli import run_cli
 from experiments.train import Method, arguments_of
 from gemsjax import sweep
 from gemsjax.envs.registry import CONSTANTS
-from gemsjax.errors import require_choice
+from gemsjax.errors import require, require_choice
 from gemsjax.settings import TrainSettings
 from gemsjax.sweep import memory
 from gemsjax.sweep.axes import SIZES
@@ -155,6 +155,9 @@ def parse(arguments: list[str]) -> tuple[list[sweep.Run], How]:
         prog="python -m experiments.sweep",
         description=__doc__,
     )
+    for name in ("method", "variant"):
+        one = getattr(parsed, name)
+        require(len(one) == 1, f"--{name}", " ".join(one), "one: each method is a program of its own")
     accepted = sweep.sweepable(chosen.method)
     axes: dict[str, tuple] = {}
     base = TrainSettings(chosen.method, chosen.variant).resolved()
