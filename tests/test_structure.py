@@ -22,7 +22,13 @@ LAYERS = [
     ("gemsjax.agents",),
     ("gemsjax.rollout",),
     ("gemsjax.evaluate", "gemsjax.pretrain", "gemsjax.train", "gemsjax.datasets", "gemsjax.methods"),
-    ("gemsjax.plots", "gemsjax.plots_personalisation", "gemsjax.plots_offline", "gemsjax.offline"),
+    (
+        "gemsjax.plots",
+        "gemsjax.plots_personalisation",
+        "gemsjax.plots_offline",
+        "gemsjax.plots_ranking",
+        "gemsjax.offline",
+    ),
     ("gemsjax.settings",),
     ("gemsjax.prepare",),
     ("gemsjax.runs",),
@@ -36,7 +42,7 @@ NEVER = {
 BEHIND = {
     "distrax": {"gemsjax.maths.distributions"},
     "orbax": {"gemsjax.checkpoint"},
-    "matplotlib": {"gemsjax.plots", "gemsjax.plots_personalisation", "gemsjax.plots_offline"},
+    "matplotlib": {"gemsjax.plots", "gemsjax.plots_personalisation", "gemsjax.plots_offline", "gemsjax.plots_ranking"},
     "pick" + "le": set(),
     "dill": set(),
     "cloudpick" + "le": set(),

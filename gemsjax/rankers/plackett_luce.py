@@ -1,8 +1,8 @@
 """The Plackett-Luce ranker: slates without replacement from a softmax over items, with a penalty for similar ones.
 
 The action is a query; an item's logit is its dot product with the query over a temperature, and every item that is
-taken lowers those like it by the penalty times 1 + cosine (`maths.plackett_luce`). Exploring policies draw slates, greedy
-ones take the best item of each slot; without penalty the latter is the top-k ranker. Temperature and penalty are
+taken lowers those like it by the penalty times 1 + cosine (`maths.plackett_luce`). Exploring policies draw slates,
+greedy ones take the best item of each slot; without penalty the latter is the top-k ranker. Temperature and penalty are
 weights, so runs of one program may differ in them. Called by agents and prepare.
 """
 

@@ -97,7 +97,8 @@ def make_ranking_training(env: Any, agent: RankingAgent, users: int) -> RankingT
         true = jax.vmap(lambda state: env.relevance(state, run.env_params))(observation)
         there = jax.vmap(_there)(observation)
         predicted = step.predicted_rewards_mean
-        quality = jax.vmap(lambda *row: scorer_quality(*row, size=env.num_slots))(predicted, true, there)
+        judge = lambda scores, true, there: scorer_quality(scores, true, there, env.num_slots)  # noqa: E731
+        quality = jax.vmap(judge)(predicted, true, there)
         return _told(shown, step, response) | {name: value.mean() for name, value in quality.items()}
 
     def judge(run: RankingRun, variables: Params, numbers: Array) -> Metrics:
