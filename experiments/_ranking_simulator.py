@@ -39,7 +39,7 @@ class Simulated:
 
 SIMULATOR = {
     "smoke": Simulated(40, 5, 4, 2, 4, 4, (0.0, 3.0)),
-    "small": Simulated(200, 100, 600, 50, 50, 100, (0.0, 1.0, 3.0, 10.0)),
+    "small": Simulated(200, 100, 600, 50, 40, 100, (0.0, 3.0, 10.0)),
     "full": Simulated(1_000, 100, 20_000, 500, 200, 500, (0.0, 0.3, 1.0, 3.0, 10.0)),
 }
 
@@ -63,7 +63,7 @@ def settings_of(sizes: Simulated, penalty: float, seed: int) -> TrainSettings:
 
 def play_simulator(sizes: Simulated, seed: int, out: Path, console: Console) -> list[dict[str, Any]]:
     """Train a run for every penalty (or continue it) and look at what it shows to the test users."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for penalty in sizes.penalties:
         settings, root = settings_of(sizes, penalty, seed), out / f"penalty_{penalty:g}-{sizes.steps}"
         world = prepare.world_of(settings)
@@ -81,7 +81,7 @@ def play_simulator(sizes: Simulated, seed: int, out: Path, console: Console) -> 
         make = methods.method(name).policy
         assert make is not None
         found = evaluate(world.env, make(dims), world.params, users=sizes.test_users)
-        rows.append({"reference": name} | {"clicks": found.mean, "standard_error": found.standard_error})
+        rows.append({"reference": name, "clicks": found.mean, "standard_error": found.standard_error})
     return rows
 
 

@@ -4,10 +4,11 @@
 
 Scorers learn from the clicks of TF-Agents' ranking users: ghost actions, a distance threshold, the same as a real
 cascade, and users who look at slot j with probability (j + 1)^-1.3. Slates are drawn without penalty, with cosine
-penalties of several mixtures, or ranked by score; all meet the same users. Told are clicks of a slate, the mean cosine
-of its pairs, and what the scorer has learnt: its correlation with the true worth of all items, and `recovered`, the
-worth of its best items between that of all (0) and of the truly best (1). The last users also tell what learning loses
-if it does not correct for the position: the mean error of the learnt click probabilities, for one.
+penalties of several mixtures, or ranked by score; all meet the same users. The users of the last steps, whom nothing
+has been learnt from yet, tell the clicks of a slate, the mean cosine of its pairs, and what the scorer has learnt: its
+correlation with the true worth of all items, and `recovered`, the worth of its best items between that of all (0) and
+of the truly best (1). Users with position bias also tell what learning loses if it does not correct for it: the mean
+error of the learnt click probabilities, for one.
 
 Then SAC acts through the Plackett-Luce ranker in the slate simulator whose users punish slates of one topic, under
 penalties of several sizes (items are the simulator's own: privileged).
@@ -44,6 +45,7 @@ from gemsjax.ranking import (
     RankingEnv,
     RankingRun,
     RankingSpec,
+    RankingState,
     make_ranking_agent,
     make_ranking_policy,
     make_ranking_training,
@@ -55,7 +57,7 @@ from gemsjax.ranking.envs import demo_items, demo_relevance, demo_user
 @dataclasses.dataclass(frozen=True)
 class Budget:
     """Sizes of the users' worlds: items, numbers of users and items, users a step, steps, Adam's rate, seeds; the
-    distance threshold; and how many batches of users judge."""
+    distance threshold; and the last steps whose (new) users tell how good a policy has become."""
 
     items: int
     user_dim: int
@@ -70,8 +72,8 @@ class Budget:
 
 BUDGETS = {
     "smoke": Budget(12, 6, 5, 8, 10, 0.01, 2, 1.0, 2),
-    "small": Budget(101, 20, 16, 32, 1_000, 0.01, 5, 1.0, 30),
-    "full": Budget(1_001, 50, 40, 128, 4_000, 0.05, 5, 1.5, 30),
+    "small": Budget(101, 20, 16, 32, 600, 0.01, 4, 1.0, 50),
+    "full": Budget(1_001, 50, 40, 128, 4_000, 0.05, 5, 1.5, 50),
 }
 SLOTS, SEVERITY = 5, 1.3
 WORLDS = {
@@ -148,16 +150,21 @@ def play(name: str, kind: str, budget: Budget, seed: int) -> dict[str, dict[str,
         check_agent_hypers(hypers)
     stacked = jax.tree.map(lambda *x: jnp.array(x, jnp.float32), *chosen)
 
+    seeds, numbers = jnp.arange(seed, seed + budget.seeds), jnp.arange(budget.steps)
+    keys = jax.vmap(jax.random.key)(seeds)
+    states = jax.jit(jax.vmap(lambda key: training.init(RankingRun(key, chosen[0], params))))(keys)
+
     @jax.jit
-    def all_of(seeds: jax.Array, hypers: RankingAgentHypers) -> dict[str, jax.Array]:
-        def one(seed: jax.Array, hypers: RankingAgentHypers) -> dict[str, jax.Array]:
-            run = RankingRun(jax.random.key(seed), hypers, params)
-            state, metrics = training.steps(run, training.init(run), jnp.arange(budget.steps))
-            return training.judge(run, state.variables, jnp.arange(budget.judging)) | {"loss": metrics["loss"][-1]}
+    def all_of(keys: jax.Array, states: RankingState, hypers: RankingAgentHypers) -> dict[str, jax.Array]:
+        """Metrics [seeds, variants] of the last steps."""
 
-        return jax.vmap(lambda seed: jax.vmap(lambda hypers: one(seed, hypers))(hypers))(seeds)
+        def one(key: jax.Array, state: RankingState, hypers: RankingAgentHypers) -> dict[str, jax.Array]:
+            metrics = training.steps(RankingRun(key, hypers, params), state, numbers)[1]
+            return jax.tree.map(lambda x: x[-budget.judging :].mean(), metrics)
 
-    told = jax.tree.map(np.asarray, all_of(jnp.arange(seed, seed + budget.seeds), stacked))
+        return jax.vmap(jax.vmap(one, in_axes=(None, None, 0)), in_axes=(0, 0, None))(keys, states, hypers)
+
+    told = jax.tree.map(np.asarray, all_of(keys, states, stacked))
     for metric, values in told.items():
         if not np.isfinite(values).all():
             raise TrainingError(f"{WORLDS[name]}, {kind}: {metric} is not finite")

@@ -455,7 +455,7 @@ def test_probe_the_best_items_are_found_from_biased_clicks():
         seen = RankingObservation(jnp.ones(1), ITEMS, jnp.int32(6))
         return (
             metrics,
-            training.judge(run, state.variables, jnp.arange(4)),
+            training.judge(run, state, jnp.arange(4)),
             policy.greedy(state.variables, hypers, seen),
         )
 

@@ -7,6 +7,7 @@ depend on how steps are cut, and runs of one key meet the same users. Called by 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -47,12 +48,14 @@ class RankingTraining(NamedTuple):
     Attributes:
       init: `(run) -> state`.
       steps: `(run, state, numbers [n]) -> (state, metrics [n])`: each meets new users, shows slates, learns from them.
-      judge: `(run, variables, numbers [n]) -> metrics []`: means over n batches of users that no step meets.
+        Metrics are of the policy before it learns: the `loss`, `clicks` of a slate, `similarity` (mean cosine of its
+        pairs) and what `scorer_quality` tells.
+      judge: `(run, state, numbers [n]) -> metrics []`: their means over n batches of users that no step meets.
     """
 
     init: Callable[[RankingRun], RankingState]
     steps: Callable[[RankingRun, RankingState, Array], tuple[RankingState, Metrics]]
-    judge: Callable[[RankingRun, Params, Array], Metrics]
+    judge: Callable[[RankingRun, RankingState, Array], Metrics]
 
 
 def make_ranking_training(env: Any, agent: RankingAgent, users: int) -> RankingTraining:
@@ -73,37 +76,33 @@ def make_ranking_training(env: Any, agent: RankingAgent, users: int) -> RankingT
         blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
         return agent.init(jax.random.fold_in(run.key, INIT), blank)
 
-    def meet(run: RankingRun, variables: Params, key: Key) -> tuple[RankingObservation, RankingStep, Any]:
-        """One user's observation, slate and response."""
-        reset_key, act_key, respond_key = jax.random.split(key, 3)
-        observation, state = env.reset(reset_key, run.env_params)
-        step = agent.policy.action(variables, run.hypers, observation, act_key)
-        return observation, step, env.respond(respond_key, state, step.action, run.env_params)
+    def meet(run: RankingRun, variables: Params, keys: Key) -> tuple[RankingObservation, RankingStep, Any]:
+        """One user's observation, slate and response, from three keys."""
+        observation, state = env.reset(keys[0], run.env_params)
+        step = agent.policy.action(variables, run.hypers, observation, keys[1])
+        return observation, step, env.respond(keys[2], state, step.action, run.env_params)
 
     def one(run: RankingRun, state: RankingState, number: Array) -> tuple[RankingState, Metrics]:
-        keys = jax.random.split(jax.random.fold_in(run.key, number), users)
-        observation, step, response = jax.vmap(lambda key: meet(run, state.variables, key))(keys)
+        keys = jax.random.split(jax.random.fold_in(run.key, number), (users, 3))
+        observation, step, response = jax.vmap(lambda keys: meet(run, state.variables, keys))(keys)
         shown = jax.vmap(lambda items, slate: items[slate])(observation.items, step.action)
+        true = jax.vmap(lambda state: env.relevance(state, run.env_params))(observation)
+        judge = lambda seen, scores, true: scorer_quality(scores, true, _there(seen), env.num_slots)  # noqa: E731
+        quality = jax.vmap(judge)(observation, step.predicted_rewards_mean, true)
+        told = {
+            "clicks": response.clicks.sum(axis=-1).astype(jnp.float32),
+            "similarity": jax.vmap(mean_pairwise_cosine)(shown, step.valid),
+        }
         state, metrics = agent.update(state, run.hypers, Slates(observation.user, shown, response.feedback, step.valid))
-        return state, metrics | _told(shown, step, response)
+        return state, metrics | {name: value.mean() for name, value in (told | quality).items()}
 
     def steps(run: RankingRun, state: RankingState, numbers: Array) -> tuple[RankingState, Metrics]:
         return jax.lax.scan(lambda state, number: one(run, state, number), state, numbers)
 
-    def judged(run: RankingRun, variables: Params, number: Array) -> Metrics:
-        keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(run.key, JUDGING), number), users)
-        observation, step, response = jax.vmap(lambda key: meet(run, variables, key))(keys)
-        shown = jax.vmap(lambda items, slate: items[slate])(observation.items, step.action)
-        true = jax.vmap(lambda state: env.relevance(state, run.env_params))(observation)
-        there = jax.vmap(_there)(observation)
-        predicted = step.predicted_rewards_mean
-        judge = lambda scores, true, there: scorer_quality(scores, true, there, env.num_slots)  # noqa: E731
-        quality = jax.vmap(judge)(predicted, true, there)
-        return _told(shown, step, response) | {name: value.mean() for name, value in quality.items()}
-
-    def judge(run: RankingRun, variables: Params, numbers: Array) -> Metrics:
-        batches = jax.lax.map(lambda number: judged(run, variables, number), numbers)
-        return jax.tree.map(lambda x: x.mean(axis=0), batches)
+    def judge(run: RankingRun, state: RankingState, numbers: Array) -> Metrics:
+        still = dataclasses.replace(run.hypers, rate=jnp.zeros(()))
+        run = dataclasses.replace(run, key=jax.random.fold_in(run.key, JUDGING), hypers=still)
+        return jax.tree.map(lambda x: x.mean(axis=0), steps(run, state, numbers)[1])
 
     return RankingTraining(init, steps, judge)
 
@@ -133,14 +132,6 @@ def scorer_quality(scores: Array, true: Array, there: Array, size: int) -> Metri
         "correlation": jnp.where(spread > 0.0, correlation, 0.0),
         "recovered": recovered,
         "error": mean(jnp.abs(scores - true)),
-    }
-
-
-def _told(shown: Array, step: RankingStep, response: Any) -> Metrics:
-    """Clicks of a slate and the mean cosine of its pairs, over a batch."""
-    return {
-        "clicks": response.clicks.sum(axis=-1).astype(jnp.float32).mean(),
-        "similarity": jax.vmap(mean_pairwise_cosine)(shown, step.valid).mean(),
     }
 
 
