@@ -150,7 +150,7 @@ def available_items(observation: RankingObservation) -> Array | None:
     """[..., N] bool, which items there are; None if all are."""
     if observation.num_actions is None:
         return None
-    return jnp.arange(observation.items.shape[-2]) < observation.num_actions[..., None]
+    return jnp.arange(observation.items.shape[-2]) < jnp.asarray(observation.num_actions)[..., None]
 
 
 def soft_update(own: Params, other: Params, tau: float = 1.0, tau_non_trainable: float | None = None) -> Params:
