@@ -12,6 +12,8 @@ import numpy as np
 import optax
 import pytest
 
+from experiments import ranking as experiment
+from experiments._ranking_simulator import SIMULATOR, settings_of, simulator_table
 from gemsjax.errors import SettingError
 from gemsjax.maths.plackett_luce import COSINE, Penaliser
 from gemsjax.nets.scorer import CommonTowerScorer, DotProductScorer
@@ -485,3 +487,50 @@ def test_quality_of_a_scorer():
     told = scorer_quality(jnp.zeros(5), true, there, 2)
     assert float(told["correlation"]) == 0.0 and float(told["recovered"]) == -1.0  # the first two are the worst
     assert all(float(value) == 0.0 for value in scorer_quality(true, true, jnp.zeros(5, bool), 2).values())
+
+
+# -- the experiment ----------------------------------------------------------------------------------------------------
+
+
+def test_tables_and_picture(tmp_path, monkeypatch, capsys):
+    """With made-up numbers in place of learning: rows, paired differences, and records that are not made twice."""
+    calls = []
+
+    def made_up(name, kind, budget, seed):
+        calls.append((name, kind))
+        variants = experiment.VARIANTS[kind] | (experiment.UNCORRECTED[kind] if name == "position" else {})
+        rows = {}
+        for number, variant in enumerate(variants):
+            clicks = [number + seed, number + seed + 2.0 + ("uncorrected" in variant)]
+            rows[variant] = {metric: clicks if metric == "clicks" else [0.5, 0.7] for metric in experiment.METRICS}
+        return rows
+
+    monkeypatch.setattr(experiment, "play", made_up)
+    arguments = experiment.Arguments("smoke", only="users", out=tmp_path, json=tmp_path / "numbers.json")
+    for _ in range(2):
+        experiment.main(arguments)
+    assert len(calls) == len(experiment.WORLDS) * 2
+    table = (tmp_path / "ranking.md").read_text()
+    assert "| ghost actions | cosine 1 | 4.000 ± 12.706 | 0.600 ± 1.271 |" in table  # t = 12.706 for two seeds
+    assert table.count("| descending |") == len(experiment.WORLDS) + 3
+    assert "| descending | difference | -1.500 ± 6.353 |" in table
+    assert (tmp_path / "clicks_against_similarity.png").stat().st_size > 10_000
+    assert set(json.loads((tmp_path / "numbers.json").read_text())["users"]) == set(experiment.WORLDS)
+    with pytest.raises(SettingError, match="--budget"):
+        experiment.main(dataclasses.replace(arguments, budget="tiny"))
+
+
+def test_worlds_and_runs_of_the_experiment_can_be_made():
+    for name in experiment.WORLDS:
+        env, _, spec = experiment.world_of(name, experiment.BUDGETS["smoke"])
+        assert (env.num_items, env.num_slots) == (12, 5) and spec.feedback == (
+            "score_vector" if name == "position" else "cascading"
+        )
+    for sizes in SIMULATOR.values():
+        runs = [settings_of(sizes, penalty, 0) for penalty in sizes.penalties]
+        assert all(run.privileged for run in runs) and len({run.pl.penalty for run in runs}) == len(runs)
+    seen = {"similarity": 0.1, "topics": 2.0, "bored_topics": 0.5}
+    rows = [{"penalty": 3.0, "clicks": 9.0, "standard_error": 1.0, **seen}]
+    rows.append({"reference": "short-term-oracle", "clicks": 5.0, "standard_error": 0.5})
+    table = simulator_table(rows, SIMULATOR["small"])
+    assert "| 3 | 9.0 ± 1.0 | 0.100 | 2.00 | 0.50 |" in table and "| Short-term oracle ‡ | 5.0 ± 0.5 |" in table
