@@ -21,7 +21,7 @@ import tyro
 from experiments._cli import run_cli
 from gemsjax import methods, plots, prepare, runs, tracking
 from gemsjax.pretrain.matrix_factorisation import MFSettings
-from gemsjax.settings import GeMSSettings, TrainSettings, defaults
+from gemsjax.settings import GeMSSettings, PLSettings, TrainSettings, defaults
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,8 @@ def arguments_of(name: str, variant: str) -> type:
         fields.append(("gems", GeMSSettings, usual["gems"]))
     if "mf" in entry.embeddings:
         fields.append(("mf", MFSettings, usual["mf"]))
+    if entry.ranker == "pl":
+        fields.append(("pl", PLSettings, usual["pl"]))
     fields.append(("where", tyro.conf.OmitArgPrefixes[Where], Where()))
     made = dataclasses.make_dataclass("Arguments", fields, frozen=True)
     made.__doc__ = TrainSettings.__doc__

@@ -33,7 +33,7 @@ from gemsjax.errors import require_choice
 from gemsjax.train import Plan
 from gemsjax.types import Dims
 
-RANKERS = ("gems", "topk", "khead")
+RANKERS = ("gems", "topk", "khead", "pl")
 EMBEDDINGS = ("ideal", "mf", "random")
 """Where a method's item embeddings may come from: the simulator's own (privileged), matrix factorisation of logged
 clicks, or N(0, 1)."""
@@ -195,6 +195,7 @@ METHODS = {
     "sac-topk-ideal": Method("SAC+TopK (ideal)", ranker="topk", embeddings=("ideal",), privileged=True, **_SAC),
     "sac-topk-mf": Method("SAC+TopK (MF)", ranker="topk", embeddings=("mf",), **_SAC),
     "sac-khead": Method("SAC+k-head", ranker="khead", embeddings=("mf", "ideal"), **_SAC),
+    "sac-pl": Method("SAC+PL", ranker="pl", embeddings=("mf", "ideal"), **_SAC),
     "sac-wknn": Method("SAC+WkNN", ranker="khead", embeddings=("mf", "ideal", "random"), **_WKNN),
     "slateq": Method("SlateQ", knows_simulator=True, privileged=True, assumes=("one click a slate",), **_SLATEQ),
     "reinforce-softmax": Method("REINFORCE+SoftMax", assumes=(_DRAWS, "one click a slate"), **_SOFTMAX),

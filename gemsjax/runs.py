@@ -26,6 +26,7 @@ from gemsjax.prepare import World, as_arrays, has_checkpoints, identity_of, requ
 from gemsjax.pretrain.gems import make_pretraining
 from gemsjax.rankers import items
 from gemsjax.rankers.gems import make_gems_ranker
+from gemsjax.rankers.plackett_luce import make_plackett_luce_ranker
 from gemsjax.settings import TrainSettings, from_config
 from gemsjax.train import Run, TrainState, make_training
 
@@ -56,6 +57,8 @@ def make_agent(settings: TrainSettings, world: World, weights: Any = ()) -> Agen
     means: Any = None
     if entry.ranker == "gems":
         means = make_gems_ranker(make_pretraining(settings.gems.spec, world.dims).vae)
+    elif settings.pl is not None:
+        means = make_plackett_luce_ranker(world.dims, weights.embeddings.shape[1], settings.pl.drawn)
     elif entry.ranker is not None:
         make_ranker = {"topk": items.make_topk_ranker, "khead": items.make_khead_ranker}[entry.ranker]
         means = make_ranker(world.dims, weights.embeddings.shape[1])

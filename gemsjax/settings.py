@@ -6,6 +6,7 @@ Command lines are made from these classes; run directories hold them as `config.
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,21 @@ class GeMSSettings:
         return GeMSHypers(self.beta, self.click_weight, self.rate)
 
 
+@dataclasses.dataclass(frozen=True)
+class PLSettings:
+    """How the Plackett-Luce ranker makes slates.
+
+    Attributes:
+      temperature: by which an item's product with the query is divided, but not the penalty.
+      penalty: factor of 1 + cosine with the most similar item above; 0 for none.
+      drawn: exploring slates are drawn; else the best item is taken in every slot, as in tests.
+    """
+
+    temperature: float = 0.1
+    penalty: float = 0.0
+    drawn: bool = True
+
+
 _BY_METHOD: Any = None
 VARIANTS = ("corrected", "published")
 _PUBLISHED: dict[str, dict[str, Any]] = {
@@ -99,6 +115,7 @@ class TrainSettings:
       spec: the method's static choices.
       gems: pre-training, for methods that act through GeMS.
       mf: matrix factorisation, for methods on such embeddings.
+      pl: slates, for methods that act through the Plackett-Luce ranker.
     """
 
     method: str = "sac-gems"
@@ -117,6 +134,7 @@ class TrainSettings:
     spec: Any = None
     gems: GeMSSettings = _BY_METHOD
     mf: MFSettings = _BY_METHOD
+    pl: PLSettings | None = None
 
     def resolved(self) -> TrainSettings:
         """The same with the method's own defaults where `hypers` or `spec` is None, checked.
@@ -147,11 +165,13 @@ class TrainSettings:
         config = dataclasses.asdict(self)
         for free in ("steps", "test_users", "test_stream"):
             del config[free]
+        if self.pl is None:  # as before there was such a ranker
+            del config["pl"]
         return config
 
 
 def defaults(method: str, variant: str) -> dict[str, Any]:
-    """What a method's settings are in a variant: `plan, hypers, spec, gems, mf, embeddings, test_stream` by name.
+    """What a method's settings are in a variant: `plan, hypers, spec, gems, mf, pl, embeddings, test_stream` by name.
 
     Raises:
       SettingError: an unknown method or variant.
@@ -166,7 +186,8 @@ def defaults(method: str, variant: str) -> dict[str, Any]:
         "gems": GeMSSettings(),
         "mf": MFSettings(),
     }
-    plain = {"embeddings": entry.embeddings[0] if entry.embeddings else None, "test_stream": "test"}
+    plain: dict[str, Any] = {"embeddings": entry.embeddings[0] if entry.embeddings else None, "test_stream": "test"}
+    plain["pl"] = PLSettings() if entry.ranker == "pl" else None
     if variant == "published":
         for part, value in parts.items():
             changes = {**_PUBLISHED.get(part, {}), **entry.published.get(part, {})}
@@ -196,6 +217,12 @@ def _check(settings: TrainSettings, entry: methods.Method) -> None:
         check_gems(settings.gems)
     if settings.embeddings == "mf":
         check_mf(settings.mf)
+    require((settings.pl is not None) == (entry.ranker == "pl"), "pl", settings.pl, f"nothing: {entry.title} has none")
+    if settings.pl is not None:
+        fits = 0.0 < settings.pl.temperature < math.inf
+        require(fits, "pl.temperature", settings.pl.temperature, "a finite number above 0")
+        fits = 0.0 <= settings.pl.penalty < math.inf
+        require(fits, "pl.penalty", settings.pl.penalty, "a finite number of at least 0")
 
 
 def _check_policy(plan: Plan, entry: methods.Method) -> None:
@@ -236,6 +263,7 @@ def from_config(config: dict[str, Any]) -> TrainSettings:
             "spec": entry.spec(**config["spec"]),
             "gems": GeMSSettings(**{**config["gems"], "hidden": tuple(config["gems"]["hidden"])}),
             "mf": MFSettings(**config["mf"]),
+            "pl": PLSettings(**config["pl"]) if config.get("pl") else None,
         }
         return TrainSettings(**{**config, **parts})
     except (KeyError, TypeError) as error:

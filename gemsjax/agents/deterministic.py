@@ -133,25 +133,24 @@ def make_deterministic(spec: DeterministicSpec, dims: Dims, ranker: Ranker, rule
         memory = belief.step(acting.state.params.actor_belief, memory, seen)
         return jnp.tanh(networks.outputs(acting.state.params.policy, memory)), memory
 
-    def choose(acting: Acting, squashed: Array) -> Choice:
-        action = inside(ranker.box(acting.weights), squashed)
-        return Choice(ranker.decode(acting.weights, action), action)
-
     def explore(acting: Acting, memory: Array, seen: Observation, _hidden: None, uniforms: Array) -> tuple:
         squashed, memory = look(acting, memory, seen)
-        disturbed = jnp.clip(squashed + acting.hypers.exploration * normal(uniforms), -1.0, 1.0)
-        return choose(acting, jnp.where(acting.at_random, uniforms - 0.5, disturbed)), memory
+        own, luck = uniforms[: ranker.action_dim], uniforms[ranker.action_dim :]
+        disturbed = jnp.clip(squashed + acting.hypers.exploration * normal(own), -1.0, 1.0)
+        action = inside(ranker.box(acting.weights), jnp.where(acting.at_random, own - 0.5, disturbed))
+        return Choice(ranker.explored(acting.weights, action, luck), action), memory
 
     def greedy(acting: Acting, memory: Array, seen: Observation, _hidden: None, _uniforms: Array) -> tuple:
         squashed, memory = look(acting, memory, seen)
-        return choose(acting, squashed), memory
+        action = inside(ranker.box(acting.weights), squashed)
+        return Choice(ranker.decode(acting.weights, action), action), memory
 
     def draw_update(key: Key, batch: int) -> Array | tuple[()]:
         return jax.random.normal(key, (dims.horizon - 1, batch, ranker.action_dim)) if rule.smooth else ()
 
     return Agent(
         init=init,
-        explore=Policy(belief.start, explore, draws=ranker.action_dim),
+        explore=Policy(belief.start, explore, draws=ranker.action_dim + ranker.draws),
         greedy=Policy(belief.start, greedy),
         draw_update=draw_update,
         update=lambda acting, batch, noise: _update(networks, ranker, rule, acting, batch, noise),

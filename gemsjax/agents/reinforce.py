@@ -84,24 +84,26 @@ def make_reinforce(spec: ReinforceSpec, dims: Dims, ranker: Ranker) -> Agent:
     def init(key: Key, _hypers: ReinforceHypers) -> ActorState:
         return actor.init(key)
 
-    def choose(acting: Acting, squashed: Array) -> Choice:
+    def placed(acting: Acting, squashed: Array) -> Array:
         centre, scale = ranker.box(acting.weights)
-        action = centre + scale * squashed
-        return Choice(ranker.decode(acting.weights, action), action)
+        return centre + scale * squashed
 
     def explore(
         acting: Acting, memory: Array, seen: Observation, _hidden: None, uniforms: Array
     ) -> tuple[Choice, Array]:
         mean, memory = actor.step(acting.state.params, memory, seen)
-        squashed = gaussian(mean, acting.hypers.sigma).sample(normal(uniforms))
+        own, luck = uniforms[: ranker.action_dim], uniforms[ranker.action_dim :]
+        squashed = gaussian(mean, acting.hypers.sigma).sample(normal(own))
         # At random it covers only half of the box, as published [27].
-        return choose(acting, jnp.where(acting.at_random, uniforms - 0.5, squashed)), memory
+        action = placed(acting, jnp.where(acting.at_random, own - 0.5, squashed))
+        return Choice(ranker.explored(acting.weights, action, luck), action), memory
 
     def greedy(
         acting: Acting, memory: Array, seen: Observation, _hidden: None, _uniforms: Array
     ) -> tuple[Choice, Array]:
         mean, memory = actor.step(acting.state.params, memory, seen)
-        return choose(acting, gaussian(mean, acting.hypers.sigma).mode()), memory
+        action = placed(acting, gaussian(mean, acting.hypers.sigma).mode())
+        return Choice(ranker.decode(acting.weights, action), action), memory
 
     def draw_update(_key: Key, _batch: int) -> tuple[()]:
         return ()
@@ -114,7 +116,7 @@ def make_reinforce(spec: ReinforceSpec, dims: Dims, ranker: Ranker) -> Agent:
 
     return Agent(
         init,
-        Policy(actor.belief.start, explore, draws=ranker.action_dim),
+        Policy(actor.belief.start, explore, draws=ranker.action_dim + ranker.draws),
         Policy(actor.belief.start, greedy),
         draw_update,
         update,

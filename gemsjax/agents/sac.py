@@ -132,6 +132,8 @@ class Means(NamedTuple):
       taken: `(weights, time-major episodes [H, B]) -> [H, B, A]`, what the critics learn the value of.
       judged: `(acting, states of both beliefs [N, B, width] each, actions [N, B, A]) -> [N, B, A]`, what the targets
         judge of the policy's next actions.
+      draws: uniform numbers that an exploring choice takes.
+      explore: `(acting, states of these beliefs, action [A], uniforms [draws]) -> choice`; None to `choose` then, too.
     """
 
     action_dim: int
@@ -140,6 +142,8 @@ class Means(NamedTuple):
     choose: Callable[[Acting, tuple[Array, ...], Array], Choice]
     taken: Callable[[Any, Episode], Array]
     judged: Callable[[Acting, tuple[Array, Array], Array], Array]
+    draws: int = 0
+    explore: Callable[[Acting, tuple[Array, ...], Array, Array], Choice] | None = None
 
 
 def make_sac(spec: SACSpec, dims: Dims, ranker: Ranker) -> Agent:
@@ -156,6 +160,10 @@ def make_sac(spec: SACSpec, dims: Dims, ranker: Ranker) -> Agent:
         choose=lambda acting, _states, action: Choice(ranker.decode(acting.weights, action), action),
         taken=lambda _weights, batch: batch.action,
         judged=lambda _acting, _states, action: action,
+        draws=ranker.draws,
+        explore=lambda acting, _states, action, uniforms: Choice(
+            ranker.explored(acting.weights, action, uniforms), action
+        ),
     )
     return make_soft(spec, dims, means)
 
@@ -173,18 +181,19 @@ def make_soft(spec: SACSpec, dims: Dims, means: Means) -> Agent:
         memory = tuple(belief.step(p, state, seen) for p, state in zip(params, memory, strict=True))
         return networks.gaussian(acting.state.params.policy, memory[0]), memory
 
-    def choose(acting: Acting, memory: tuple[Array, ...], squashed: Array) -> Choice:
-        return means.choose(acting, memory, _inside(means.box(acting.weights), squashed))
-
     def explore(acting: Acting, memory: tuple, seen: Observation, _hidden: None, uniforms: Array) -> tuple:
         gaussian, memory = look(acting, memory, seen)
+        own, luck = uniforms[: means.action_dim], uniforms[means.action_dim :]
         # At random it covers only half of the box, as published [27].
-        squashed = jnp.where(acting.at_random, uniforms - 0.5, gaussian.sample(normal(uniforms)))
-        return choose(acting, memory, squashed), memory
+        squashed = jnp.where(acting.at_random, own - 0.5, gaussian.sample(normal(own)))
+        action = _inside(means.box(acting.weights), squashed)
+        if means.explore is None:
+            return means.choose(acting, memory, action), memory
+        return means.explore(acting, memory, action, luck), memory
 
     def greedy(acting: Acting, memory: tuple, seen: Observation, _hidden: None, _uniforms: Array) -> tuple:
         gaussian, memory = look(acting, memory, seen)
-        return choose(acting, memory, gaussian.mode()), memory
+        return means.choose(acting, memory, _inside(means.box(acting.weights), gaussian.mode())), memory
 
     def draw_update(key: Key, batch: int) -> SACNoise:
         noise = jax.random.normal(key, (2 * dims.horizon - 1, batch, means.action_dim))
@@ -192,7 +201,7 @@ def make_soft(spec: SACSpec, dims: Dims, means: Means) -> Agent:
 
     return Agent(
         init=lambda key, hypers: _init(networks, means.action_dim, key, hypers),
-        explore=Policy(start, explore, draws=means.action_dim),
+        explore=Policy(start, explore, draws=means.action_dim + means.draws),
         greedy=Policy(start, greedy),
         draw_update=draw_update,
         update=lambda acting, batch, noise: _update(networks, means, acting, batch, noise),

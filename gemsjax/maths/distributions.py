@@ -1,15 +1,30 @@
 """Distributions over actions and slates: the only module that imports distrax. Used by agents and pre-training.
 
-Every sampler here takes its randomness as an argument, so that a rollout can draw a whole episode's at once and tests
-can replay recorded noise.
+The samplers of agents take their randomness as an argument, so that a rollout can draw a whole episode's at once and
+tests can replay recorded noise; `PlackettLuce` is a `distrax.Distribution` and takes keys.
 """
 
 from __future__ import annotations
 
-import distrax
-import jax.numpy as jnp
+from collections.abc import Callable
 
-from gemsjax.types import Array
+import distrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemsjax.errors import require, require_count
+from gemsjax.maths.plackett_luce import (
+    COSINE,
+    LOWEST,
+    Choices,
+    Penaliser,
+    choices,
+    draw_slate,
+    greedy_slate,
+    log_prob,
+)
+from gemsjax.types import Array, Key
 
 LOG_STD_BOUNDS = (-20.0, 2.0)
 
@@ -46,3 +61,108 @@ class SquashedGaussian:
 def kl_to_standard_normal(mean: Array, log_variance: Array) -> Array:
     """KL(N(mean, exp(log_variance)) || N(0, 1)) per dimension: [..., d]."""
     return 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance)
+
+
+class PlackettLuce(distrax.Distribution):
+    """Ordered slates without repeats from a softmax over items, with a penalty for items like those already taken.
+
+    Batch shape [...], event shape [S] int32. The mathematics, and what is done about scores that are not finite, are in
+    `maths.plackett_luce`. `valid` tells which slots hold an item that is available; the others are padding, which
+    counts nothing in a log-probability.
+    """
+
+    def __init__(
+        self,
+        scores: Array,
+        num_slots: int,
+        *,
+        temperature: Array | float = 1.0,
+        available: Array | None = None,
+        features: Array | None = None,
+        mixture: Array | float = 1.0,
+        penaliser: Penaliser | None = COSINE,
+    ) -> None:
+        """One user's slate, or a batch of them.
+
+        Args:
+          scores: [..., N].
+          num_slots: S, from 1 to N.
+          temperature: [...] or a number, above 0; scores, but not penalties, are divided by it.
+          available: [..., N] bool, or None if all items are.
+          features: [..., N, D] what the penaliser compares; None for no penalty.
+          mixture: [...] or a number, factor of the penalty.
+          penaliser: see `Penaliser`; None for no penalty.
+
+        Raises:
+          SettingError: fewer items than slots, or a known temperature that is not above 0.
+        """
+        scores = jnp.asarray(scores, jnp.float32)
+        require_count("num_slots", num_slots, 1, scores.shape[-1])
+        require_temperature(temperature)
+        shape = scores.shape[:-1]
+        self._size, self._penaliser = num_slots, penaliser
+        fit = lambda x, *own: None if x is None else jnp.broadcast_to(x, (*shape, *own))  # noqa: E731
+        features = None if penaliser is None or features is None else jnp.broadcast_to(
+            features, (*scores.shape, features.shape[-1])
+        )  # fmt: skip
+        given = (scores, fit(available, scores.shape[-1]), fit(temperature), features, fit(mixture))
+        self._given: Choices = _over_batch(choices, len(shape))(*given)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """(S,)."""
+        return (self._size,)
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """[...] of the scores."""
+        return self._given.logits.shape[:-1]
+
+    @property
+    def valid(self) -> Array:
+        """[..., S] bool, whether a slot holds an item that is available."""
+        there = (self._given.logits >= LOWEST).sum(axis=-1, keepdims=True)
+        return jnp.arange(self._size) < there
+
+    def slates(self, uniforms: Array) -> Array:
+        """A slate of each from uniform numbers in [0, 1): [..., S] -> [..., S] int32."""
+        draw = lambda given, luck: draw_slate(given, self._penaliser, luck)  # noqa: E731
+        return _over_batch(draw, len(self.batch_shape))(self._given, uniforms)
+
+    def _sample_n(self, key: Key, n: int) -> Array:
+        return jax.vmap(self.slates)(jax.random.uniform(key, (n, *self.batch_shape, self._size)))
+
+    def log_prob(self, value: Array) -> Array:
+        """Log-probability of ordered slates: [sample shape, ..., S] -> [sample shape, ...]."""
+        value = jnp.asarray(value)
+        extra = value.ndim - 1 - len(self.batch_shape)
+        one = _over_batch(lambda given, slate: log_prob(given, self._penaliser, slate), len(self.batch_shape))
+        of_batch = lambda slates: one(self._given, slates)  # noqa: E731
+        return _over_batch(of_batch, extra)(value)
+
+    def mode(self) -> Array:
+        """The most probable item of every slot, given those before, ties to the lowest number: [..., S] int32.
+
+        Without penalties this is the most probable slate.
+        """
+        greedy = lambda given: greedy_slate(given, self._penaliser, self._size)  # noqa: E731
+        return _over_batch(greedy, len(self.batch_shape))(self._given)
+
+
+def certain_slate(slate: Array) -> distrax.Distribution:
+    """The distribution that always gives this slate: [..., S] -> batch shape [...], event shape [S]."""
+    return distrax.Independent(distrax.Deterministic(slate), 1)
+
+
+def require_temperature(temperature: Array | float) -> None:
+    """Raise `SettingError` unless a temperature is a finite number above 0; a traced one cannot be looked at."""
+    if not isinstance(temperature, jax.core.Tracer):
+        known = np.asarray(temperature)
+        fine = bool(((known > 0.0) & np.isfinite(known)).all())
+        require(fine, "temperature", temperature, "a finite number above 0")
+
+
+def _over_batch(function: Callable, axes: int) -> Callable:
+    for _ in range(axes):
+        function = jax.vmap(function)
+    return function

@@ -30,8 +30,10 @@ from gemsjax.prepare.common import (
 )
 from gemsjax.prepare.gems import PRETRAINING, on_device, pretrained_gems, untrained_gems
 from gemsjax.prepare.mf import mf_embeddings
-from gemsjax.rankers.items import item_weights
+from gemsjax.rankers.items import ItemWeights, item_weights
+from gemsjax.rankers.plackett_luce import plackett_luce_weights
 from gemsjax.settings import TrainSettings
+from gemsjax.types import Array
 
 __all__ = [
     "PRETRAINING", "World", "as_arrays", "frozen_weights", "has_checkpoints", "identity_of", "items_digest",
@@ -61,7 +63,13 @@ def frozen_weights(settings: TrainSettings, world: World, root: Path, data_root:
         return world.params
     if settings.embeddings is None:
         return ()
-    return item_weights(jnp.asarray(_embeddings(settings, world, root, data_root)))
+    return _weights(settings, jnp.asarray(_embeddings(settings, world, root, data_root)))
+
+
+def _weights(settings: TrainSettings, embeddings: Array) -> ItemWeights:
+    """What rankers over item embeddings [I, E] need, and the Plackett-Luce ranker's own numbers."""
+    items, pl = item_weights(embeddings), settings.pl
+    return items if pl is None else plackett_luce_weights(items, pl.temperature, pl.penalty)
 
 
 def _embeddings(settings: TrainSettings, world: World, root: Path, data_root: Path) -> np.ndarray:
@@ -101,7 +109,7 @@ def untrained_weights(settings: TrainSettings, world: World) -> Any:
         shape = (world.dims.num_items, settings.mf.dim)
     elif _is_file(settings):
         shape = _read(settings.embeddings, world).shape
-    return item_weights(jnp.zeros(shape))
+    return _weights(settings, jnp.zeros(shape))
 
 
 def identity_of(settings: TrainSettings, world: World) -> dict[str, Any]:
