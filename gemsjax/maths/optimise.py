@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from gemsjax.types import Array, Params
@@ -22,3 +23,10 @@ def adam_step(params: Params, gradients: Params, state: AdamState, rate: Array |
     """One step of Adam (betas 0.9 and 0.999, epsilon 1e-8): new parameters and moments."""
     directions, state = _ADAM.update(gradients, state)
     return jax.tree.map(lambda p, d: p - rate * d, params, directions), state
+
+
+def clip_by_norm(gradients: Params, limit: Array | float) -> tuple[Params, Array]:
+    """Gradients scaled down to a global norm of at most `limit`, and the norm that they had (as PyTorch clips)."""
+    norm = optax.tree.norm(gradients)
+    scale = jnp.minimum(1.0, limit / (norm + 1e-6))
+    return jax.tree.map(lambda g: scale * g, gradients), norm
