@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,18 +30,18 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from experiments._cli import run_cli
+from experiments._ppo_a2c_report import comparisons, draw, markdown
 from gemsjax import disk, plots
 from gemsjax.envs.dot_product import EnvConfig
 from gemsjax.errors import DataError, require, require_choice, require_count
-from gemsjax.maths.statistics import t_interval, welch
 from gemsjax.on_policy import A2CConfig, Config, ModelConfig, PPOConfig, TrainConfig, check_config, driver, files
 from gemsjax.on_policy.config import ALGORITHMS
-from gemsjax.on_policy.evaluation import METRICS, REFERENCES, play
+from gemsjax.on_policy.evaluation import METRICS, reference_returns
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """Turns of a run, seeds (each with item tables of its own), users that judge, whether all variants in all worlds."""
+    """Turns of a run, seeds (each with its own item tables), users that judge, whether all variants in all worlds."""
 
     timesteps: int
     seeds: int
@@ -52,7 +51,7 @@ class Budget:
 
 BUDGETS = {
     "smoke": Budget(timesteps=4_096, seeds=2, episodes=20),
-    "small": Budget(timesteps=100_000, seeds=3, episodes=500),
+    "small": Budget(timesteps=100_000, seeds=4, episodes=500),
     "full": Budget(timesteps=1_000_000, seeds=10, episodes=500, everything=True),
 }
 WORLDS = {
@@ -67,11 +66,6 @@ VARIANTS = {
     "A2C, published": ("a2c", "last_value"),
 }
 """Algorithm and how it computes advantages, by name in the table."""
-TITLES = {"random": "random items", "same-item": "one item for everybody", "best-item": "best item ‡"}
-PAIRS = (
-    ("PPO", "random"), ("A2C", "random"), ("PPO", "same-item"), ("A2C", "same-item"), ("PPO", "A2C"),
-    ("PPO", "PPO, published"), ("A2C", "A2C, published"), ("A2C", "A2C, n-step"), ("best-item", "PPO"),
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,8 +259,8 @@ def references(outcome: driver.Outcome, episodes: int) -> dict[str, float]:
     """Mean returns of the references with the run's item table, on the users that judge."""
     env, params = outcome.learning.env, outcome.run.env_params
     key = driver.evaluation_key()
-    played = {name: play(env, make(params), params, key, episodes) for name, make in REFERENCES.items()}
-    return {name: float(rewards.sum(axis=1).mean()) for name, rewards in played.items()}
+    found = reference_returns(env, params, key, episodes)
+    return {name: float(returns.mean()) for name, returns in found.items()}
 
 
 def curve(config: Config) -> list[list[float]]:
@@ -285,7 +279,7 @@ def compare(arguments: Comparison) -> None:
     there = next((arguments.out / "records").iterdir(), None)
     accepted = "--resume keeps what is there and goes on; another directory starts anew"
     require(arguments.resume or there is None, "--out", str(arguments.out), accepted)
-    console, records, started = Console(), [], time.perf_counter()
+    console, records, started, budget = Console(), [], time.perf_counter(), BUDGETS[arguments.budget]
     for job in jobs(arguments):
         record = kept(job)
         if record is None:
@@ -293,7 +287,8 @@ def compare(arguments: Comparison) -> None:
             found = f"{record['greedy']:.2f} greedy, {record['sampled']:.2f} sampled"
             console.print(f"{job.name}: {found}, {record['seconds']:.0f} s", highlight=False, soft_wrap=True)
         records.append(record)
-    text = markdown(records, arguments)
+    about = f"{budget.episodes} users each, budget `{arguments.budget}`"
+    text = markdown(records, about)
     disk.write(arguments.out / "ppo_a2c.md", text.encode())
     picture = plots.save(draw(records), arguments.out / "learning_curves.png")
     disk.write_json(arguments.out / "comparisons.json", comparisons(records))
@@ -316,90 +311,6 @@ def kept(job: Job) -> dict[str, Any] | None:
     if wrong:
         raise DataError(f"{job.record} is of another configuration: {'; '.join(wrong)}")
     return record
-
-
-def by_seed(records: Sequence[Mapping[str, Any]], world: str, how: str = "greedy") -> dict[str, dict[int, float]]:
-    """Mean return by policy (variants and references) and seed, in one world."""
-    found: dict[str, dict[int, float]] = {}
-    for record in records:
-        if record["world"] == world:
-            found.setdefault(record["variant"], {})[record["seed"]] = record[how]
-            for name, value in record["references"].items():
-                found.setdefault(name, {})[record["seed"]] = value
-    return found
-
-
-def comparisons(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Differences of greedy returns, paired by seed (one item table, the same users), with 95 % t-intervals."""
-    rows = []
-    for world in dict.fromkeys(record["world"] for record in records):
-        found = by_seed(records, world)
-        for one, other in PAIRS:
-            if one in found and other in found:
-                seeds = sorted(found[one].keys() & found[other].keys())
-                ours, theirs = (np.array([found[name][seed] for seed in seeds]) for name in (one, other))
-                gap = t_interval(ours - theirs)
-                about = {"difference": gap.value, "low": gap.low, "high": gap.high, "welch_p": welch(ours, theirs)}
-                rows.append({"world": world, "policy": one, "less": other, "seeds": len(seeds)} | about)
-    return rows
-
-
-def markdown(records: Sequence[Mapping[str, Any]], arguments: Comparison) -> str:
-    """Both tables."""
-    budget = BUDGETS[arguments.budget]
-    lines = [
-        f"Return of an episode of 20 turns, mean and 95 % t-interval over {budget.seeds} seeds (each with an item table "
-        f"of its own), {budget.episodes} users each; {records[0]['turns']:,} turns of training, budget "
-        f"`{arguments.budget}`.",
-        "",
-        "| world | policy | greedy | drawn | share of the optimum (greedy) |",
-        "|---|---|---|---|---|",
-    ]
-    for world in dict.fromkeys(record["world"] for record in records):
-        greedy, sampled = by_seed(records, world), by_seed(records, world, "sampled")
-        for name in sorted(greedy, key=lambda name: np.mean(list(greedy[name].values()))):
-            reference = name in REFERENCES
-            share = np.mean([greedy[name][seed] / greedy["best-item"][seed] for seed in greedy[name]])
-            drawn = "" if reference else _interval(list(sampled[name].values()))
-            cells = (world, TITLES.get(name, name), _interval(list(greedy[name].values())), drawn, f"{share:.0%}")
-            lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
-        "‡ knows the item table; no policy is better.",
-        "",
-        "Differences of greedy returns, paired by seed:",
-        "",
-    ]
-    lines += ["| world | policy | less | difference, 95 % interval | p (Welch, unpaired) |", "|---|---|---|---|---|"]
-    for row in comparisons(records):
-        gap = f"{row['difference']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
-        names = (TITLES.get(row[part], row[part]) for part in ("policy", "less"))
-        lines.append(f"| {' | '.join((row['world'], *names, gap, f'{row["welch_p"]:.2g}'))} |")
-    return "\n".join(lines) + "\n"
-
-
-def _interval(values: Sequence[float]) -> str:
-    estimate = t_interval(values)
-    return f"{estimate.value:.2f}" + ("" if math.isnan(estimate.half) else f" ± {estimate.half:.2f}")
-
-
-def draw(records: Sequence[Mapping[str, Any]]) -> Any:
-    """Greedy return against turns of training, a panel a world, references as lines across."""
-    panels: dict[str, dict[str, list]] = {}
-    for world in dict.fromkeys(record["world"] for record in records):
-        mine = [record for record in records if record["world"] == world]
-        lines = panels.setdefault(world, {})
-        for variant in dict.fromkeys(record["variant"] for record in mine):
-            curves = np.array([record["curve"] for record in mine if record["variant"] == variant])
-            lines[variant] = [(float(c[0, 0]), t_interval(c[:, 1])) for c in np.moveaxis(curves, 1, 0)]
-        ends = sorted({point[0] for line in list(lines.values()) for point in (line[0], line[-1])})
-        for name, values in by_seed(records, world).items():
-            if name in REFERENCES:
-                lines[TITLES[name]] = [(x, t_interval(list(values.values()))) for x in (ends[0], ends[-1])]
-    figure = plots.lines_with_intervals(panels, "greedy return of an episode")
-    for axes in figure.axes:
-        axes.set_xlabel("turns of training")
-    return figure
 
 
 COMMANDS: dict[str, tuple[type, Any]] = {"train": (Train, train), "evaluate": (Evaluate, evaluate)}

@@ -6,6 +6,7 @@ Called by the driver and experiments. A policy here is `(observation [O], unifor
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -69,3 +70,10 @@ def best_items(params: DotProductParams) -> Act:
 
 
 REFERENCES = {"random": random_items, "same-item": same_item, "best-item": best_items}
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def reference_returns(env: DotProductEnv, params: DotProductParams, key: Key, episodes: int) -> dict[str, Array]:
+    """Returns of the references by name, [episodes] each, on the same users."""
+    played = {name: play(env, make(params), params, key, episodes) for name, make in REFERENCES.items()}
+    return {name: rewards.sum(axis=1) for name, rewards in played.items()}
