@@ -142,9 +142,7 @@ def test_nothing_pulls_beyond_the_clip():
 
 def test_normalisation_uses_n_minus_one():
     x = np.array([1.0, 2.0, 4.0, 9.0], np.float32)
-    np.testing.assert_allclose(
-        pg.normalised(jnp.array(x), np.ones(4, bool)), (x - x.mean()) / x.std(ddof=1), rtol=1e-6
-    )
+    np.testing.assert_allclose(pg.normalised(jnp.array(x), np.ones(4, bool)), (x - x.mean()) / x.std(ddof=1), rtol=1e-6)
     assert float(pg.normalised(jnp.ones(1), np.ones(1, bool))[0]) == 0.0
 
 
@@ -175,7 +173,9 @@ def test_nothing_valid_is_no_loss():
 
 def test_ratios_do_not_overflow():
     far = jnp.array([500.0, -500.0])
-    loss, gradient = jax.value_and_grad(lambda x: pg.clipped_surrogate(x, -x, -jnp.ones(2), np.ones(2, bool), 0.2)[0])(far)
+    loss, gradient = jax.value_and_grad(lambda x: pg.clipped_surrogate(x, -x, -jnp.ones(2), np.ones(2, bool), 0.2)[0])(
+        far
+    )
     assert np.isfinite(loss) and np.isfinite(gradient).all()
 
 

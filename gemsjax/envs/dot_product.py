@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from gemsjax.errors import DataError, require, require_choice, require_count
+from gemsjax.maths.randomness import normal, whole_number
 from gemsjax.types import Array, Key
 
 HORIZONS = ("terminal", "truncated")
@@ -123,13 +124,13 @@ def make_params(
     require(users is None or config.fixed_users, "users", "a table", "nothing unless fixed_users is set")
     item_key, user_key = jax.random.split(key)
     width = config.item_feature_dim
+    for name, table, rows in (("items", items, config.num_items), ("users", users, config.num_users)):
+        if table is not None:
+            _check_table(name, table, (rows, width))
     if items is None:
         items = _unit(jax.random.normal(item_key, (config.num_items, width)))
     if users is None:
         users = _unit(jax.random.normal(user_key, (config.num_users if config.fixed_users else 0, width)))
-    else:
-        _check_table("users", users, (config.num_users, width))
-    _check_table("items", items, (config.num_items, width))
     numbers = jnp.float32(config.reward_decay), jnp.float32(config.drift)
     return DotProductParams(jnp.asarray(items, jnp.float32), jnp.asarray(users, jnp.float32), *numbers)
 
@@ -161,13 +162,7 @@ class DotProductEnv:
 
     def reset(self, key: Key, params: DotProductParams) -> tuple[Array, DotProductState]:
         """A user: the observation [O] = [user, zeros], and the state."""
-        id_key, user_key = jax.random.split(key)
-        user_id = jax.random.randint(id_key, (), 0, self.config.num_users)
-        if self.config.fixed_users:
-            user = params.users[user_id]
-        else:
-            user = _unit(jax.random.normal(user_key, (self.config.user_feature_dim,)))
-        return jnp.concatenate([user, jnp.zeros_like(user)]), DotProductState(user, user_id, jnp.int32(0))
+        return self.begin(jax.random.uniform(key, (self.draws,)), params)
 
     def step(
         self, key: Key, state: DotProductState, action: Array, params: DotProductParams
@@ -187,6 +182,25 @@ class DotProductEnv:
           and `invalid_action`.
         """
         del key
+        return self.play(state, action, params)
+
+    # -- the parts of the contract that rollouts call one by one -----------------------------------------------------
+
+    @property
+    def draws(self) -> int:
+        """Uniform numbers that a user is made of."""
+        return 1 + self.config.user_feature_dim
+
+    def begin(self, uniforms: Array, params: DotProductParams) -> tuple[Array, DotProductState]:
+        """`reset` from given uniform numbers [draws]."""
+        user_id = whole_number(uniforms[0], self.config.num_users)
+        user = params.users[user_id] if self.config.fixed_users else _unit(normal(uniforms[1:]))
+        return jnp.concatenate([user, jnp.zeros_like(user)]), DotProductState(user, user_id, jnp.int32(0))
+
+    def play(
+        self, state: DotProductState, action: Array, params: DotProductParams
+    ) -> tuple[Array, DotProductState, Array, Array, Array, dict[str, Array]]:
+        """`step`, which needs no key."""
         valid = (action >= 0) & (action < self.num_items)
         item = jnp.where(valid, params.items[jnp.clip(action, 0, self.num_items - 1)], 0.0)
         match = jnp.dot(state.user, item, precision=jax.lax.Precision.HIGHEST)

@@ -99,8 +99,8 @@ def programs_of(config: Config) -> Programs:
 def _programs(config: Config) -> Programs:
     learning = make_learning(config)
 
-    @partial(jax.jit, static_argnums=(3, 4))
-    def judge(run: Run, networks: Networks, key: Key, episodes: int, greedy: bool) -> Array:
+    @partial(jax.jit, static_argnums=3)
+    def judge(run: Run, networks: Networks, key: Key, episodes: int, greedy: Array) -> Array:
         return play(learning.env, learning.act(networks, greedy), run.env_params, key, episodes)
 
     return Programs(jax.jit(learning.init), jax.jit(learning.iterate, donate_argnums=1), judge)

@@ -39,13 +39,12 @@ def play(env: DotProductEnv, act: Act, params: DotProductParams, key: Key, episo
     """
 
     def episode(key: Key) -> Array:
-        reset_key, luck_key = jax.random.split(key)
-        start = env.reset(reset_key, params)
-        uniforms = jax.random.uniform(luck_key, (env.horizon,))
+        numbers = jax.random.uniform(key, (env.draws + env.horizon,))
+        start, uniforms = env.begin(numbers[: env.draws], params), numbers[env.draws :]
 
         def turn(carry: tuple, uniform: Array) -> tuple[tuple, Array]:
             observation, state = carry
-            observation, state, reward, _, _, _ = env.step(key, state, act(observation, uniform), params)
+            observation, state, reward, _, _, _ = env.play(state, act(observation, uniform), params)
             return (observation, state), reward
 
         return jax.lax.scan(turn, start, uniforms)[1]

@@ -111,14 +111,14 @@ class Learning(NamedTuple):
       iterate: `(run, state, numbers [n] int32) -> (state, metrics [n])`: the iterations with these numbers. Metrics:
         `loss`, `policy_loss`, `value_loss`, `entropy` (means over minibatches), `gradient_norm`, for PPO
         `clipped_share`; `return` (mean of the episodes that ended, 0 if none did), `episodes` (how many), `finite`.
-      act: `(networks, greedy: static) -> policy` as evaluation plays it.
+      act: `(networks, whether greedy) -> policy` as evaluation plays it.
     """
 
     env: DotProductEnv
     start: Callable[[Key], Run]
     init: Callable[[Run], LearnState]
     iterate: Callable[[Run, LearnState, Array], tuple[LearnState, Metrics]]
-    act: Callable[[Networks, bool], Act]
+    act: Callable[[Networks, Array | bool], Act]
 
 
 def make_learning(config: Config, params: DotProductParams | None = None) -> Learning:
@@ -161,10 +161,10 @@ class _Loop:
     def value(self, params: Networks, observation: Array) -> Array:
         return self.critic.apply({"params": params.critic}, observation)
 
-    def act(self, params: Networks, greedy: bool) -> Act:
+    def act(self, params: Networks, greedy: Array | bool) -> Act:
         def policy(observation: Array, uniform: Array) -> Array:
             logits = self.logits(params, observation)
-            return jnp.argmax(logits).astype(jnp.int32) if greedy else draw_items(logits, uniform[None])[0]
+            return jnp.where(greedy, jnp.argmax(logits), draw_items(logits, uniform[None])[0]).astype(jnp.int32)
 
         return policy
 
@@ -173,8 +173,8 @@ class _Loop:
         blank, envs = jnp.zeros(self.env.observation_dim), self.config.rollout[1]
         networks = (self.actor.init(actor_key, blank), self.critic.init(critic_key, blank))
         params = Networks(*(network["params"] for network in networks))
-        keys = jax.random.split(reset_key, envs)
-        observation, env = jax.vmap(self.env.reset, in_axes=(0, None))(keys, run.env_params)
+        uniforms = jax.random.uniform(reset_key, (envs, self.env.draws))
+        observation, env = jax.vmap(self.env.begin, in_axes=(0, None))(uniforms, run.env_params)
         latest = {name: jnp.zeros(envs) for name in METRICS}
         rewards = jnp.zeros((envs, self.env.horizon))
         return LearnState(params, adam_init(params), env, observation, rewards, latest, jnp.zeros(envs, jnp.int32))
@@ -197,11 +197,11 @@ class _Loop:
     def _roll_out(self, run: Run, state: LearnState, key: Key) -> tuple[LearnState, Transitions, tuple[Array, Array]]:
         """A rollout with its advantages, [T, E]; and the sum of returns and the number of episodes that ended in it."""
         turns, envs = self.config.rollout
-        reset_key, luck_key = jax.random.split(key)
-        inputs = jax.random.split(reset_key, (turns, envs)), jax.random.uniform(luck_key, (turns, envs))
+        # All of a rollout's randomness at once: one to draw the item, the rest for a new user if the episode ends.
+        inputs = jax.random.uniform(key, (turns, envs, 1 + self.env.draws))
         params, step = state.params, jax.vmap(self._turn, in_axes=(None, 0, 0, 0))
 
-        def turn(carry: tuple, inputs: tuple) -> tuple[tuple, tuple]:
+        def turn(carry: tuple, inputs: Array) -> tuple[tuple, tuple]:
             logits = self.logits(params, carry[1])
             carry, seen = step(run.env_params, carry, logits, inputs)
             return carry, seen
@@ -222,18 +222,17 @@ class _Loop:
         transitions = Transitions(observation, action, log_prob, *found)
         return state, transitions, (jnp.where(ended, total, 0.0).sum(), ended.sum())
 
-    def _turn(self, env_params: DotProductParams, carry: tuple, logits: Array, inputs: tuple) -> tuple[tuple, tuple]:
+    def _turn(self, env_params: DotProductParams, carry: tuple, logits: Array, uniforms: Array) -> tuple[tuple, tuple]:
         """One environment's turn, and a new user if it was the last of an episode."""
         state, observation, rewards, latest, episodes = carry
-        key, uniform = inputs
-        action = draw_items(logits, uniform[None])[0]
+        action = draw_items(logits, uniforms[:1])[0]
         log_prob, _ = log_probability_and_entropy(logits, action)
-        after, next_state, reward, terminated, truncated, _ = self.env.step(key, state, action, env_params)
+        after, next_state, reward, terminated, truncated, _ = self.env.play(state, action, env_params)
         ended = terminated | truncated
         rewards = rewards.at[state.time].set(reward)
         metrics = compute_metrics(rewards)
         latest = jax.tree.map(lambda new, old: jnp.where(ended, new, old), metrics, latest)
-        fresh, reset = self.env.reset(key, env_params)
+        fresh, reset = self.env.begin(uniforms[1:], env_params)
         following = (reset, fresh), (next_state, after)
         next_state, next_seen = jax.tree.map(lambda new, old: jnp.where(ended, new, old), *following)
         carry = (next_state, next_seen, rewards, latest, episodes + ended)
