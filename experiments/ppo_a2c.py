@@ -205,7 +205,7 @@ class Job:
         root, turns = self.out / "runs" / self.name, self.budget.timesteps
         train = TrainConfig(
             total_timesteps=turns, log_dir=str(root / "logs"), checkpoint_dir=str(root), seed=self.seed,
-            eval_interval=max(turns // 20, 1), save_interval=max(turns // 4, 1),
+            eval_episodes=self.budget.episodes, eval_interval=max(turns // 20, 1), save_interval=max(turns // 4, 1),
         )  # fmt: skip
         methods: Any = {"ppo": PPOConfig(returns=how)} if algorithm == "ppo" else {"a2c": A2CConfig(returns=how)}
         return Config(algorithm=algorithm, env=WORLDS[self.world], train=train, **methods)

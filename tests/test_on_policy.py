@@ -252,12 +252,12 @@ def test_an_unknown_algorithm_is_a_value_error():
 
 def test_the_evaluation_command(runs, capsys):
     place = str(runs[0] / "checkpoints" / "a2c")
-    words = ["evaluate", "--algo", "a2c", "--checkpoint", place, "--episodes", "3"]
+    words = ["evaluate", "--algo", "a2c", "--checkpoint", place, "--episodes", "8"]
     ppo_a2c.main(words)
     drawn = capsys.readouterr().out
     ppo_a2c.main([*words, "--greedy"])
     greedy = capsys.readouterr().out
-    assert drawn.count("\nepisode ") == 2 and "96 turns of training, stochastic" in drawn and "greedy" in greedy
+    assert drawn.count("\nepisode ") == 7 and "96 turns of training, stochastic" in drawn and "greedy" in greedy
     for name in METRICS:
         assert f"  {name}: " in drawn
     with pytest.raises(SettingError, match="that of the checkpoint, a2c"):

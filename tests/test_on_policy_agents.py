@@ -19,12 +19,12 @@ from gemsjax.settings import TrainSettings
 from gemsjax.train import Plan, Run, make_training
 from gemsjax.types import Dims
 
-DIMS, SIZES, BAIT, SEEDS = Dims(ITEMS, 1, HORIZON), {"hidden": 32, "belief_width": 8, "item_dim": 4}, 0.2, 2
+DIMS, SIZES, BAIT, SEEDS = Dims(ITEMS, 1, HORIZON), {"hidden": 32, "belief_width": 8, "item_dim": 4}, 0.2, 1
 AGENTS = {
-    "ppo": (ppo.make_ppo(ppo.PPOSpec(epochs=4, minibatch=16, **SIZES), DIMS, make_grid_ranker()), ppo.PPOHypers),
+    "ppo": (ppo.make_ppo(ppo.PPOSpec(epochs=4, minibatch=8, **SIZES), DIMS, make_grid_ranker()), ppo.PPOHypers),
     "a2c": (a2c.make_a2c(a2c.A2CSpec(**SIZES), DIMS, make_grid_ranker()), a2c.A2CHypers),
 }
-STEPS = {"ppo": 40, "a2c": 250}
+STEPS = {"ppo": 40, "a2c": 300}
 CASES = {
     "left": (Rules(left=1.0), 0.8),
     "latest coin": (Rules(latest_coin=1.0), 0.0),
@@ -38,7 +38,7 @@ CASES = {
 def greedy_returns(name):
     """{case: [SEEDS] mean greedy returns after training}, all runs of a learner in one program."""
     agent, hypers = AGENTS[name]
-    plan = Plan(users_per_step=64, batch_size=64, replay_capacity=64, warm_up=0, validation_users=50)
+    plan = Plan(users_per_step=32, batch_size=32, replay_capacity=32, warm_up=0, validation_users=50)
     training = make_training(ProbeEnv(), agent, plan)
 
     def train(rules, gamma, seed):
