@@ -86,13 +86,15 @@ def _interval(values: Sequence[float]) -> str:
 def draw(records: Sequence[Mapping[str, Any]]) -> Any:
     """Greedy return against turns of training, a panel a world, references as lines across."""
     panels: dict[str, dict[str, list]] = {}
+    variants = dict.fromkeys(record["variant"] for record in records)
     for world in dict.fromkeys(record["world"] for record in records):
         mine = [record for record in records if record["world"] == world]
-        lines = panels.setdefault(world, {})
+        # The same names in every panel (without points where they were not run): colours go by their place.
+        lines = panels.setdefault(world, {name: [] for name in (*variants, *TITLES.values())})
         for variant in dict.fromkeys(record["variant"] for record in mine):
             curves = np.array([record["curve"] for record in mine if record["variant"] == variant])
             lines[variant] = [(float(c[0, 0]), t_interval(c[:, 1])) for c in np.moveaxis(curves, 1, 0)]
-        ends = sorted({point[0] for line in list(lines.values()) for point in (line[0], line[-1])})
+        ends = sorted({point[0] for line in lines.values() if line for point in (line[0], line[-1])})
         for name, values in by_seed(records, world).items():
             if name in REFERENCES:
                 lines[TITLES[name]] = [(x, t_interval(list(values.values()))) for x in (ends[0], ends[-1])]

@@ -10,6 +10,24 @@ each item often; there also as the public code computes advantages (`published`)
 (`n-step`). Judged on 500 users that no training met, next to random items, one item for everybody, and the best item
 of each user (which knows the item table, and is the optimum). Writes a record of each run, a table with paired
 comparisons, and a picture to DIR; stopped in any way, --resume goes on where it was.
+
+`small` takes 223 s of processor time, compiling included (two cores shared with much other work: 18 minutes on the
+clock). Returns of an episode, four seeds, 95 % intervals:
+
+    world        policy                    greedy         drawn
+    1000 items   one item for everybody    8.33 ± 0.21
+                 A2C                       8.42 ± 0.21    8.42 ± 0.21
+                 PPO                       8.92 ± 0.84    0.74 ± 0.10
+                 best item (optimum)      18.14 ± 0.07
+    10 items     one item for everybody    8.37 ± 0.16
+                 A2C                      12.86 ± 4.77   12.73 ± 4.66
+                 PPO, published           16.30 ± 0.74   10.86 ± 0.54
+                 PPO                      17.22 ± 0.99   15.84 ± 0.99
+                 best item (optimum)      18.09 ± 0.73
+
+So with 1000 items 100,000 turns are too few for either: PPO still draws almost at random, A2C has closed on one item,
+which the drift alone pays for. With 10 items PPO reaches 95 % of the optimum. Advantages in each environment are worth
+0.93 (0.60 to 1.26) to PPO, paired by seed; for A2C no difference between its three ways is established.
 """
 
 from __future__ import annotations
