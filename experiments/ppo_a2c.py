@@ -27,7 +27,7 @@ clock). Returns of an episode, four seeds, 95 % intervals:
 
 So with 1000 items 100,000 turns are too few for either: PPO still draws almost at random, A2C has closed on one item,
 which the drift alone pays for. With 10 items PPO reaches 95 % of the optimum. Advantages in each environment are worth
-0.93 (0.60 to 1.26) to PPO, paired by seed; for A2C no difference between its three ways is established.
+0.93 (0.60 to 1.26) to PPO, paired by seed; A2C differs from neither of its variants by more than its interval.
 """
 
 from __future__ import annotations
