@@ -14,10 +14,12 @@ from types import ModuleType
 from typing import Any
 
 from gemsjax.agents import (
+    a2c,
     constant_slate,
     ddpg,
     deterministic,
     dqn,
+    ppo,
     references,
     reinforce,
     reinforce_batch,
@@ -177,6 +179,8 @@ _DDPG = _learner(
     check_hypers=deterministic.validate_hypers,
 )
 _TD3 = _learner(td3, td3.make_td3, td3.TD3Spec, td3.TD3Hypers, check_spec=deterministic.validate_spec)
+_PPO = _learner(ppo, ppo.make_ppo, ppo.PPOSpec, ppo.PPOHypers, plan=_MANY, on_policy=True, least_users=2)
+_A2C = _learner(a2c, a2c.make_a2c, a2c.A2CSpec, a2c.A2CHypers, plan=_MANY, on_policy=True, least_users=2)
 
 METHODS = {
     "random": Method("Random", policy=references.make_random),
@@ -202,6 +206,10 @@ METHODS = {
     "reinforce-batch": Method("REINFORCE (batch)", assumes=(_DRAWS,), **_BATCH),
     "reinforce-topk": Method("REINFORCE (top-K off-policy)", assumes=(_DRAWS,), **_OFF_POLICY),
     "reinforce-gems": Method("REINFORCE+GeMS", ranker="gems", **_REINFORCE),
+    "ppo-gems": Method("PPO+GeMS", ranker="gems", **_PPO),
+    "ppo-topk-mf": Method("PPO+TopK (MF)", ranker="topk", embeddings=("mf",), **_PPO),
+    "a2c-gems": Method("A2C+GeMS", ranker="gems", **_A2C),
+    "a2c-topk-mf": Method("A2C+TopK (MF)", ranker="topk", embeddings=("mf",), **_A2C),
     "dqn": Method("DQN", assumes=("a slate is worth the mean of its items",), **_DQN),
     "ddpg-gems": Method("DDPG+GeMS", ranker="gems", **_DDPG),
     "td3-gems": Method("TD3+GeMS", ranker="gems", **_TD3),

@@ -17,7 +17,7 @@ NAMES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuff
 LAYERS = [
     ("gemsjax.errors", "gemsjax.types", "gemsjax.clock", "gemsjax.devices", "gemsjax.disk"),
     ("gemsjax.envs", "gemsjax.maths", "gemsjax.nets", "gemsjax.replay", "gemsjax.checkpoint", "gemsjax.tracking"),
-    ("gemsjax.personalisation", "gemsjax.ranking"),
+    ("gemsjax.personalisation", "gemsjax.ranking", "gemsjax.on_policy"),
     ("gemsjax.belief", "gemsjax.rankers"),
     ("gemsjax.agents",),
     ("gemsjax.rollout",),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import jax
 import jax.numpy as jnp
 
 from gemsjax.types import Array
@@ -50,3 +51,15 @@ def log_hit(log_probability: Array, draws: int) -> Array:
     """
     probability = jnp.minimum(jnp.exp(log_probability), LARGEST)
     return jnp.log(FLOOR - jnp.expm1(draws * jnp.log1p(-probability)))
+
+
+def log_probability_and_entropy(logits: Array, items: Array) -> tuple[Array, Array]:
+    """log pi of one item each and the softmax's entropy in nats: logits [..., I], items [...] -> [...], [...].
+
+    A logit of minus infinity (an item that is not there) adds nothing to the entropy.
+    """
+    log_policy = jax.nn.log_softmax(logits)
+    # Set aside before the product: 0 * -inf is no number, nor is its gradient.
+    finite = jnp.where(jnp.isfinite(log_policy), log_policy, 0.0)
+    entropy = -(jnp.exp(log_policy) * finite).sum(axis=-1)
+    return jnp.take_along_axis(log_policy, items[..., None], axis=-1)[..., 0], entropy

@@ -58,6 +58,31 @@ class SquashedGaussian:
         return jnp.tanh(self.mean)
 
 
+class DiagonalGaussian:
+    """Independent normal numbers, [..., A]; the log standard deviation (clipped to [-20, 2]) may be shared."""
+
+    def __init__(self, mean: Array, log_std: Array) -> None:
+        """mean: [..., A]; log_std: [A] or [..., A]."""
+        std = jnp.exp(jnp.clip(log_std, *LOG_STD_BOUNDS))
+        self._gaussian = distrax.MultivariateNormalDiag(mean, jnp.broadcast_to(std, mean.shape))
+
+    def sample(self, noise: Array) -> Array:
+        """Sample [..., A] from standard normal noise [..., A]."""
+        return self._gaussian.loc + self._gaussian.scale_diag * noise
+
+    def log_prob(self, action: Array) -> Array:
+        """[..., A] -> [...]."""
+        return self._gaussian.log_prob(action)
+
+    def entropy(self) -> Array:
+        """In nats, over all dimensions: [...]."""
+        return self._gaussian.entropy()
+
+    def mode(self) -> Array:
+        """The mean: [..., A]."""
+        return self._gaussian.loc
+
+
 def kl_to_standard_normal(mean: Array, log_variance: Array) -> Array:
     """KL(N(mean, exp(log_variance)) || N(0, 1)) per dimension: [..., d]."""
     return 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance)

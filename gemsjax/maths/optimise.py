@@ -32,3 +32,10 @@ def adam_step(params: Params, gradients: Params, state: AdamState, rate: Array |
     step, scale = jax.lax.optimization_barrier((rate / (1.0 - BETA1**count), (1.0 - BETA2**count) ** -0.5))
     new = jax.tree.map(lambda p, m, s: p - step * m / (jnp.sqrt(s) * scale + EPSILON), params, mean, square)
     return new, optax.ScaleByAdamState(count, mean, square)
+
+
+def clip_by_norm(gradients: Params, limit: Array | float) -> tuple[Params, Array]:
+    """Gradients scaled down to a global norm of at most `limit`, and the norm that they had (as PyTorch clips)."""
+    norm = optax.tree.norm(gradients)
+    scale = jnp.minimum(1.0, limit / (norm + 1e-6))
+    return jax.tree.map(lambda g: scale * g, gradients), norm

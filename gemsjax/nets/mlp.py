@@ -34,15 +34,19 @@ class Linear(nn.Module):
         return x @ kernel + bias
 
 
+ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh, "elu": nn.elu}
+
+
 class MLP(nn.Module):
-    """Linear layers with ReLU between them: [..., n] -> [..., features[-1]]."""
+    """Linear layers with an activation (one of `ACTIVATIONS`) between them: [..., n] -> [..., features[-1]]."""
 
     features: Sequence[int]
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for i, width in enumerate(self.features):
-            x = Linear(width, name=f"layer{i}")(x if i == 0 else nn.relu(x))
+            x = Linear(width, name=f"layer{i}")(x if i == 0 else ACTIVATIONS[self.activation](x))
         return x
 
 
