@@ -13,7 +13,7 @@ error of the learnt click probabilities, for one.
 Then SAC acts through the Plackett-Luce ranker in the slate simulator whose users punish slates of one topic, under
 penalties of several sizes (items are the simulator's own: privileged).
 
-Five minutes of processor time for `small`, two of them in the simulator. Expected there (4 seeds, 95 % intervals; the
+Five minutes of processor time for `small`. Expected there (4 seeds, 95 % intervals; the
 whole table is in results/ranking/small.md):
 
     | users with position bias | clicks of a slate | mean cosine | correlation | error of the click probability |
