@@ -92,6 +92,8 @@ class Export:
     """Replace an earlier run of the same name."""
 
 
+_UNPREFIXED, _PREFIXED = ("plan", "hypers", "spec"), ("gems", "mf", "pl")
+"""Parts of the settings: flags of the first are called by their own name, of the others `--gems.beta`."""
 _WORLD: tuple[str, ...] = (*SIZES, "examination", "examination_decay", "examination_first_exponent", *CONSTANTS)
 
 
@@ -102,10 +104,11 @@ def arguments_of_sweep(method: str, variant: str) -> type:
         if field.name in ("where", "env_settings"):
             continue
         default = None if field.default is dataclasses.MISSING else field.default
-        if field.name in ("plan", "hypers", "spec", "gems", "mf"):
+        if field.name in (*_UNPREFIXED, *_PREFIXED):
             kind: Any = _listed(type(default), default)
-            prefixed = field.name in ("gems", "mf")
-            fields.append((field.name, kind if prefixed else Annotated[kind, tyro.conf.OmitArgPrefixes], kind()))
+            fields.append(
+                (field.name, kind if field.name in _PREFIXED else Annotated[kind, tyro.conf.OmitArgPrefixes], kind())
+            )
         else:
             fields.append((field.name, *_list_of(field.type, default)))
     kinds: dict[str, Any] = dict.fromkeys(_WORLD, tuple[float, ...]) | {"examination": tuple[str, ...]}
@@ -174,8 +177,8 @@ def parse(arguments: list[str]) -> tuple[list[sweep.Run], How]:
                 axes[name] = value
         return dataclasses.replace(settings, **changes)
 
-    parts = {part: take(getattr(base, part), getattr(parsed, part)) for part in ("plan", "hypers", "spec")}
-    for part in ("gems", "mf"):
+    parts = {part: take(getattr(base, part), getattr(parsed, part)) for part in _UNPREFIXED}
+    for part in _PREFIXED:
         if hasattr(parsed, part):
             parts[part] = take(getattr(base, part), getattr(parsed, part), f"{part}.")
     plain = {}

@@ -105,6 +105,8 @@ def test_the_command_line_makes_the_same_runs_as_the_library():
     assert {run.settings.env_settings["influence"] for run in found} == {0.1, 0.05}
     with pytest.raises(SettingError, match="part of the program"):
         parse(["--method", "sac-gems", "--hidden", "16", "32"])
+    penalties, _ = parse(["--method", "sac-pl", "--pl.penalty", "0", "3", "10", "--embeddings", "ideal"])
+    assert [run.settings.pl.penalty for run in penalties] == [0.0, 3.0, 10.0]
     with pytest.raises(SettingError, match="each method is a program of its own"):
         parse(["--method", "sac-gems", "dqn"])
     with pytest.raises(SystemExit):

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 from gemsjax import methods
 from gemsjax.envs.registry import CONSTANTS
 from gemsjax.errors import SettingError, require, require_choice
-from gemsjax.settings import GeMSSettings, TrainSettings, defaults
+from gemsjax.settings import GeMSSettings, PLSettings, TrainSettings, defaults
 
 Axes = Mapping[str, Sequence[Any]]
 """Values by the name of a setting, `{"seed": [1, 2], "gamma": [0.0, 0.8], "gems.beta": [0.5, 1.0]}`."""
 
 _PLAIN = ("seed", "env", "catalogue")
-_GEMS = ("beta", "click_weight", "rate")
+DATA = {"gems": ("beta", "click_weight", "rate"), "pl": ("temperature", "penalty")}
+"""Of a ranker's settings, those that are data, by the ranker."""
 SIZES = ("num_items", "slate_size", "num_topics", "topic_size", "horizon")
 """Sizes of an environment: one value for all runs of a sweep."""
 _WORLD = (*CONSTANTS, "examination", "examination_decay", "examination_first_exponent")
@@ -47,9 +48,9 @@ def sweepable(method: str) -> tuple[str, ...]:
     """
     entry = methods.method(method)
     require(entry.learns, "method", method, f"one that learns: {', '.join(methods.learners())}")
-    gems = tuple(f"gems.{name}" for name in _GEMS) if entry.ranker == "gems" else ()
+    ranker = tuple(f"{entry.ranker}.{name}" for name in DATA.get(str(entry.ranker), ()))
     world = tuple(f"env_settings.{name}" for name in _WORLD)
-    return (*_PLAIN, *_hypers(method), *gems, *world)
+    return (*_PLAIN, *_hypers(method), *ranker, *world)
 
 
 def grid(base: TrainSettings, axes: Axes) -> list[Run]:
@@ -89,9 +90,10 @@ def _statics(base: TrainSettings) -> set[str]:
     """Settings that exist but are part of the program, by the names that an axis would have."""
     usual = defaults(base.method, base.variant)
     parts = {field.name for part in ("plan", "spec") for field in dataclasses.fields(usual[part])}
-    gems = {f"gems.{field.name}" for field in dataclasses.fields(GeMSSettings)}
+    kinds = {"gems": GeMSSettings, "pl": PLSettings}
+    rankers = {f"{part}.{field.name}" for part, kind in kinds.items() for field in dataclasses.fields(kind)}
     sizes = {f"env_settings.{name}" for name in SIZES}
-    return parts | gems | sizes | {field.name for field in dataclasses.fields(TrainSettings)}
+    return parts | rankers | sizes | {field.name for field in dataclasses.fields(TrainSettings)}
 
 
 def _check(base: TrainSettings, axes: Axes, distinct: bool = True) -> None:
@@ -112,11 +114,12 @@ def _run(base: TrainSettings, values: dict[str, Any]) -> Run:
     plain = {name: value for name, value in values.items() if name in _PLAIN}
     hypers = {name: value for name, value in values.items() if name in _hypers(base.method)}
     base = base.resolved()
+    parts = {name: getattr(base, name) for name in DATA if getattr(base, name) is not None}
     made = dataclasses.replace(
         base,
         **plain,
+        **{name: dataclasses.replace(part, **_below(name, values)) for name, part in parts.items()},
         hypers=dataclasses.replace(base.hypers, **hypers),
-        gems=dataclasses.replace(base.gems, **_below("gems", values)),
         env_settings={**base.env_settings, **_below("env_settings", values)},
     )
     return Run(values, made.resolved())

@@ -20,7 +20,7 @@ from gemsjax.errors import SettingError
 from gemsjax.evaluate import Evaluation, evaluate
 from gemsjax.prepare import World, as_arrays
 from gemsjax.settings import TrainSettings
-from gemsjax.sweep.axes import Run
+from gemsjax.sweep.axes import DATA, Run
 from gemsjax.sweep.layout import Layout, Program, over_runs
 from gemsjax.train import EpochMetrics, Training, TrainState, make_training
 from gemsjax.train import Run as RunData
@@ -68,8 +68,8 @@ def bundle(runs_of_sweep: Sequence[Run]) -> Bundle:
     for run in runs_of_sweep:
         for field in dataclasses.fields(TrainSettings):
             ours, theirs = getattr(first, field.name), getattr(run.settings, field.name)
-            if field.name == "gems":
-                ours, theirs = (dataclasses.replace(x, beta=0.0, click_weight=0.0, rate=0.1) for x in (ours, theirs))
+            if field.name in DATA:
+                ours, theirs = (_without(part, DATA[field.name]) for part in (ours, theirs))
             if field.name not in same_data and ours != theirs:
                 raise SettingError(
                     field.name, theirs, f"{ours!r}, as of the sweep's first run: it is part of the program"
@@ -78,6 +78,12 @@ def bundle(runs_of_sweep: Sequence[Run]) -> Bundle:
     common = worlds[0]._replace(env=env)
     agent = runs.make_agent(first, common, prepare.untrained_weights(first, common))
     return Bundle(tuple(runs_of_sweep), tuple(worlds), env, agent, make_training(env, agent, first.plan))
+
+
+def _without(part: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Settings of a ranker without those that are data; of none, none."""
+    given = {} if part is None else dataclasses.asdict(part)
+    return {name: value for name, value in given.items() if name not in names}
 
 
 def worlds_of(runs_of_sweep: Sequence[Run]) -> list[World]:
