@@ -22,6 +22,7 @@ LAYERS = [
     ("gemsjax.agents",),
     ("gemsjax.rollout",),
     ("gemsjax.evaluate", "gemsjax.pretrain", "gemsjax.train", "gemsjax.datasets", "gemsjax.methods"),
+    ("gemsjax.transitions",),
     ("gemsjax.plots", "gemsjax.plots_personalisation", "gemsjax.plots_offline", "gemsjax.offline"),
     ("gemsjax.settings",),
     ("gemsjax.prepare",),
