@@ -23,7 +23,13 @@ LAYERS = [
     ("gemsjax.rollout",),
     ("gemsjax.evaluate", "gemsjax.pretrain", "gemsjax.train", "gemsjax.datasets", "gemsjax.methods"),
     ("gemsjax.transitions",),
-    ("gemsjax.plots", "gemsjax.plots_personalisation", "gemsjax.plots_offline", "gemsjax.offline"),
+    (
+        "gemsjax.plots",
+        "gemsjax.plots_personalisation",
+        "gemsjax.plots_offline",
+        "gemsjax.plots_recsim",
+        "gemsjax.offline",
+    ),
     ("gemsjax.settings",),
     ("gemsjax.prepare",),
     ("gemsjax.runs",),
@@ -37,7 +43,12 @@ NEVER = {
 BEHIND = {
     "distrax": {"gemsjax.maths.distributions"},
     "orbax": {"gemsjax.checkpoint"},
-    "matplotlib": {"gemsjax.plots", "gemsjax.plots_personalisation", "gemsjax.plots_offline"},
+    "matplotlib": {
+        "gemsjax.plots",
+        "gemsjax.plots_personalisation",
+        "gemsjax.plots_offline",
+        "gemsjax.plots_recsim",
+    },
     "pick" + "le": set(),
     "dill": set(),
     "cloudpick" + "le": set(),
