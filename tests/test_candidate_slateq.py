@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from experiments import recsim_slateq
 from gemsjax.agents import recsim
 from gemsjax.agents.base import Acting
 from gemsjax.agents.candidate_slateq import CandidateHypers, CandidateSpec, QState, _Learner, make_candidate_slateq
+from gemsjax.agents.exploration import linear_epsilon
 from gemsjax.agents.full_slateq import make_full_slateq, slates_of
 from gemsjax.envs.knowledge import make_choice_model
 from gemsjax.errors import DataError, SettingError
@@ -240,7 +240,7 @@ def test_recorded_targets(rule):
 
 ENV, PARAMS = gemsjax.make("interest_evolution", num_candidates=4)
 SIZES = CandidateDims(4, 2, *ENV.features)
-SPEC = CandidateSpec(hidden=(8,), optimiser="adam")
+SPEC = CandidateSpec(hidden=(8,), optimiser="sgd")  # a step tells the size of its gradient
 B = 6
 
 
@@ -352,7 +352,7 @@ def test_slates_hold_distinct_candidates_that_are_there(name):
     state, n = agent.init(jax.random.key(0), None), 300
     hypers = jax.tree.map(jnp.float32, CandidateHypers())
 
-    @partial(jax.jit, static_argnums=0)
+    @jax.jit
     def slates(at_random, available):
         def one(key):
             seen, _ = ENV.reset(key, PARAMS)
@@ -368,7 +368,7 @@ def test_slates_hold_distinct_candidates_that_are_there(name):
             shown = np.asarray(slates(at_random, available))
             assert (shown[:, 0] != shown[:, 1]).all() and shown.min() >= 0 and shown.max() < 4
             enough = min(available, 2)
-            assert (shown[:, :enough] < max(available, 1)).all()
+            assert ((shown < available).sum(axis=1) == enough).all()
     counts = np.bincount(np.asarray(slates(True, 4)).ravel(), minlength=4)
     assert (np.abs(counts - n / 2) < 4 * np.sqrt(n / 4)).all()
 
@@ -378,14 +378,8 @@ def test_exploration_falls_along_a_line():
     shares = []
     for step in (0, 50, 100, 1_000):
         acting = Acting(None, hypers, None, False, jnp.int32(step))
-        shares.append(float(recsim_epsilon(acting)))
+        shares.append(float(linear_epsilon(acting)))
     np.testing.assert_allclose(shares, [1.0, 0.505, 0.01, 0.01], atol=1e-6)
-
-
-def recsim_epsilon(acting):
-    from gemsjax.agents.exploration import linear_epsilon
-
-    return linear_epsilon(acting)
 
 
 def test_whole_slates_are_all_ordered_ones():
@@ -457,14 +451,14 @@ def test_transitions_are_turns_of_one_user(collected):
                 if not last:
                     jax.tree.map(np.testing.assert_array_equal, after.seen, row.next_seen)
                     np.testing.assert_array_equal(after.slate, row.next_slate)
-            if last:
-                assert float(metrics["finished"][step]) >= 1
+            if last:  # it was played one step before it could be stored
+                assert float(metrics["finished"][step - 1]) >= 1
                 finished, ends_by_budget = finished + earned, ends_by_budget + int(row.terminated)
                 ends_by_time += int(not row.terminated)
                 length, earned = 0, 0.0
     assert ends_by_time > 0 and ends_by_budget > 0
-    assert float(metrics["finished"].sum()) == ends_by_time + ends_by_budget
-    assert float(metrics["finished_return"].sum()) == pytest.approx(finished, rel=1e-5)
+    assert float(metrics["finished"][:-1].sum()) == ends_by_time + ends_by_budget
+    assert float(metrics["finished_return"][:-1].sum()) == pytest.approx(finished, rel=1e-5)
 
 
 def test_training_in_two_calls_is_training_in_one(collected):
@@ -560,22 +554,22 @@ def test_plans_that_are_refused(changes, says):
 
 
 def test_the_experiment_is_resumed_by_record(tmp_path, capsys, monkeypatch):
-    names = ("dp_random", "myopic_slate_topk_sarsa", "slate_topk_sarsa")
+    names = ("myopic_slate_topk_sarsa", "slate_topk_sarsa")  # one program
     arguments = recsim_slateq.Arguments(budget="smoke", agents=names, out=tmp_path)
     recsim_slateq.main(arguments)
     directory = tmp_path / "smoke"
     told = json.loads((directory / "interest_evolution.json").read_text())
-    assert [(row["above"], row["below"]) for row in told["comparisons"]] == [names[1::-1], names[2:0:-1]]
+    assert [(row["above"], row["below"]) for row in told["comparisons"]] == [names[::-1]]
     assert (directory / "interest_evolution.png").read_bytes().startswith(b"\x89PNG")
     table = (directory / "interest_evolution.md").read_text()
     assert all(f"`{name}`" in table for name in names)
-    record = json.loads((directory / "records" / "interest_evolution_slate_topk_sarsa.json").read_text())
+    record = json.loads((directory / "records" / "interest_evolution_slate_topk_sarsa_0.json").read_text())
     assert len(record["returns"]) == 2 and len(record["curve"]) == recsim_slateq.SPANS
     assert record["config"]["hypers"]["gamma"] == 0.99
-    monkeypatch.setattr(recsim_slateq, "_train", lambda name, _: pytest.fail(f"{name} was run again"))
+    monkeypatch.setattr(recsim_slateq, "_train", lambda job, _: pytest.fail(f"{job} was run again"))
     recsim_slateq.main(arguments)
-    (directory / "records" / "interest_evolution_dp_random.json").write_text("{")
-    with pytest.raises(DataError, match="dp_random"):
+    (directory / "records" / "interest_evolution_slate_topk_sarsa_0.json").write_text("{")
+    with pytest.raises(DataError, match="slate_topk_sarsa"):
         recsim_slateq.main(arguments)
     capsys.readouterr()
 

@@ -19,6 +19,7 @@ from gemsjax.envs.knowledge import make_choice_model, make_click_model
 from gemsjax.envs.registry import require_catalogue
 from gemsjax.errors import SettingError
 from gemsjax.evaluate import user_keys
+from gemsjax.maths import choice
 from gemsjax.rollout import rollout
 from gemsjax.types import Dims
 
@@ -262,7 +263,7 @@ def test_terminated_and_truncated_are_told_apart():
     assert flags == [(False, False, 0.0), (False, True, 0.0), (True, False, 0.0), (True, False, 0.0)]
 
 
-@pytest.mark.parametrize("model", ["logit", "exponential_cascade", "proportional_cascade"])
+@pytest.mark.parametrize("model", choice.MODELS)
 @pytest.mark.parametrize("name", NAMES)
 def test_other_choice_models(name, model, request):
     """Users are drawn alike under all of them; what learners are told is what happens."""
@@ -277,7 +278,8 @@ def test_other_choice_models(name, model, request):
         return env.click_probabilities(user, slate, params), told.chances(params, candidates, slate)
 
     chances, expected = (np.asarray(x) for x in jax.vmap(both)(seen, users))
-    assert np.isfinite(chances).all() and (chances > 0).all() and (chances.sum(axis=1) <= 1 + 1e-6).all()
+    assert np.isfinite(chances).all() and (chances >= 0).all() and (chances.sum(axis=1) <= 1 + 1e-6).all()
+    assert (chances[:, 0] > 0).all()
     np.testing.assert_allclose(chances, expected, rtol=1e-5)
 
 

@@ -189,7 +189,7 @@ def interest_exploration(
     no_click_mass: float = 5.0,
     min_normalizer: float = 0.0,
     attention: float = 1.0,
-    score_scaling: float = 0.01,
+    score_scaling: float = 0.005,
     type_shares: Any = (0.3, 0.7),
     affinities: Any = ((0.1, 0.7), (0.7, 0.1)),
     affinity_deviation: float = 0.1,
