@@ -25,7 +25,8 @@ where all nine comparisons are shown; how a slate is put together matters as muc
 learns nothing in 24,000 turns. `smoke` only shows that everything runs; `full` has not been timed.
 
 In interest exploration clicks change nothing, so there is nothing to look ahead to; --privileged tells agents there
-what each user likes, which is otherwise hidden (in interest evolution nothing that matters is).
+what each user likes, which is otherwise hidden (in interest evolution nothing that matters is). Privileged and serving
+the top K, agents get 78.7 +- 0.3 clicks there with and without a look ahead, random ones 45.7 +- 0.3.
 """
 
 from __future__ import annotations
