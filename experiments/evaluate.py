@@ -18,7 +18,7 @@ import tyro
 
 from experiments._cli import run_cli
 from gemsjax import disk, methods, runs
-from gemsjax.envs.registry import make
+from gemsjax.envs.registry import make, require_catalogue
 from gemsjax.errors import SettingError, require, require_count
 from gemsjax.evaluate import Evaluation, evaluate
 from gemsjax.types import Dims
@@ -52,6 +52,7 @@ def evaluate_reference(name: str, env_name: str, users: int, catalogue: str | No
     if entry.policy is None:
         raise SettingError("method", name, "it has to be trained first: python -m experiments.train, then --run DIR")
     env, params = make(env_name, catalogue=catalogue)
+    require_catalogue(env)
     policy = entry.policy(Dims(env.num_items, env.slate_size, env.horizon))
     return evaluate(env, policy, params, users=users)
 
@@ -65,6 +66,7 @@ def evaluate_run(directory: Path, users: int, env_name: str | None, catalogue: s
         name = env_name or name
         items = catalogue or trained.settings.catalogue
         env, params = make(name, catalogue=items, **trained.settings.env_settings)
+        require_catalogue(env)
         sizes, expected = (Dims(e.num_items, e.slate_size, e.horizon) for e in (env, trained.world.env))
         require(sizes == expected, "env", name, f"an environment of the run's sizes, {expected}")
     tested = evaluate(env, trained.agent.greedy, params, trained.acting, users, trained.settings.test_stream)

@@ -20,6 +20,7 @@ import tyro
 import gemsjax
 from experiments._cli import run_cli
 from gemsjax import datasets, tracking
+from gemsjax.envs.registry import require_catalogue
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     env, params = gemsjax.make(arguments.env, catalogue=arguments.catalogue)
+    require_catalogue(env)
     started = time.perf_counter()
     with ExitStack() as stack:
         stack.enter_context(_saying_how_to_go_on())

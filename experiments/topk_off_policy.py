@@ -54,6 +54,7 @@ from gemsjax.agents.logged import LoggedEpisodes
 from gemsjax.agents.topk_reinforce import Learner, TopKHypers, TopKSpec, make_topk_learner
 from gemsjax.datasets.episodes import from_logs
 from gemsjax.datasets.propensities import oracle_slates, propensities
+from gemsjax.envs.registry import require_catalogue
 from gemsjax.errors import require, require_choice
 from gemsjax.evaluate import Evaluation, evaluate, recommended_scores
 from gemsjax.offline import OfflinePlan, make_offline_training
@@ -173,6 +174,7 @@ def _bandits(console: Console) -> dict[str, Any]:
 def _logs(env_name: str, budget: Budget, out: Path) -> Logs:
     """Logged users with the propensities of their slates, a tenth of them apart."""
     env, params = gemsjax.make(env_name)
+    require_catalogue(env)
     directory = out / f"logs_{env_name}_{budget.users}"
     with Progress(budget.users, "logged data", unit="users") as progress:
         datasets.generate(env, params, directory, users=budget.users, epsilon=EPSILON, on_progress=progress.update)

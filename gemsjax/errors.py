@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from difflib import get_close_matches
+from numbers import Real
 
 
 class SettingError(ValueError):
@@ -44,3 +45,9 @@ def require_count(setting: str, value: object, low: int = 1, high: int | None = 
     accepted = f"a whole number from {low} to {high}" if high is not None else f"a whole number of at least {low}"
     whole = isinstance(value, int) and not isinstance(value, bool)
     require(whole and value >= low and (high is None or value <= high), setting, value, accepted)  # type: ignore[operator]
+
+
+def require_number(setting: str, value: object, low: float, high: float) -> None:
+    """Raise `SettingError` unless `value` is a number from `low` to `high`."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    require(number and low <= float(value) <= high, setting, value, f"a number from {low:g} to {high:g}")  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
 """Replay of whole episodes: a ring buffer in compact types, carried through scans and donated. For training loops.
 
 Slates take two bytes an item where the catalogue allows it, clicks one, rewards are clicks. Frozen tuple of pure
-functions in the manner of flashbax; sampling is uniform without replacement.
+functions in the manner of flashbax; sampling is uniform without replacement. `make_ring` is the buffer alone, for
+whatever else a method learns from (single transitions).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class ReplayState:
     """Episodes in the order of the ring.
 
     Attributes:
-      episodes: `Episode` [capacity, H, ...] in storage types.
+      episodes: `Episode` [capacity, H, ...] in storage types, or what else a ring was made for.
       added: [] int32, episodes ever added; the next lands at `added % capacity`.
     """
 
@@ -42,13 +43,17 @@ class Replay(NamedTuple):
         episodes by the caller's care: training checks its warm-up against the batch.
     """
 
-    init: Callable[[Episode], ReplayState]
-    add: Callable[[ReplayState, Episode], ReplayState]
-    sample: Callable[[ReplayState, Key], Episode]
+    init: Callable[[Any], ReplayState]
+    add: Callable[[ReplayState, Any], ReplayState]
+    sample: Callable[[ReplayState, Key], Any]
 
 
-def make_replay(dims: Dims, capacity: int, batch: int, users: int = 1) -> Replay:
-    """A replay of `capacity` episodes that gets `users` at a time and gives batches of `batch`.
+def make_ring(capacity: int, batch: int, users: int = 1, repeats: bool = False) -> Replay:
+    """A replay of `capacity` rows, any pytree of arrays, that gets `users` at a time and gives batches of `batch`.
+
+    Args:
+      repeats: a batch may hold a row twice, which costs less than keeping rows apart and matters to nobody where rows
+        are many.
 
     Raises:
       SettingError: a batch larger than the capacity, or a capacity that is not a multiple of `users`.
@@ -57,28 +62,40 @@ def make_replay(dims: Dims, capacity: int, batch: int, users: int = 1) -> Replay
     require_count("batch_size", batch, 1, capacity)
     require_count("users_per_step", users, 1, capacity)
     require(capacity % users == 0, "replay_capacity", capacity, f"a multiple of users_per_step = {users}")
+
+    def init(row: Any) -> ReplayState:
+        return ReplayState(jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), row), jnp.int32(0))
+
+    def add(state: ReplayState, rows: Any) -> ReplayState:
+        start = state.added % capacity
+        put = lambda ring, new: jax.lax.dynamic_update_slice_in_dim(ring, new, start, axis=0)  # noqa: E731
+        return ReplayState(jax.tree.map(put, state.episodes, rows), state.added + users)
+
+    def sample(state: ReplayState, key: Key) -> Any:
+        filled = jnp.minimum(state.added, capacity)
+        rows = jax.random.randint(key, (batch,), 0, filled) if repeats else _rows(key, filled, batch, capacity)
+        return jax.tree.map(lambda x: x[rows], state.episodes)
+
+    return Replay(init, add, sample)
+
+
+def make_replay(dims: Dims, capacity: int, batch: int, users: int = 1) -> Replay:
+    """A replay of `capacity` episodes that gets `users` at a time and gives batches of `batch`.
+
+    Raises:
+      SettingError: a batch larger than the capacity, or a capacity that is not a multiple of `users`.
+    """
+    ring = make_ring(capacity, batch, users)
     item = jnp.int16 if dims.num_items <= jnp.iinfo(jnp.int16).max else jnp.int32
 
-    def compact(episode: Episode) -> Episode:
-        return _with_items_as(item, episode)
-
     def init(episode: Episode) -> ReplayState:
-        stored = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), compact(episode))
-        return ReplayState(stored, jnp.int32(0))
+        return ring.init(_with_items_as(item, episode))
 
     def add(state: ReplayState, episodes: Episode) -> ReplayState:
-        start = state.added % capacity
-        stored = jax.tree.map(
-            lambda ring, new: jax.lax.dynamic_update_slice_in_dim(ring, new, start, axis=0),
-            state.episodes,
-            compact(episodes),
-        )
-        return ReplayState(stored, state.added + users)
+        return ring.add(state, _with_items_as(item, episodes))
 
     def sample(state: ReplayState, key: Key) -> Episode:
-        rows = _rows(key, jnp.minimum(state.added, capacity), batch, capacity)
-
-        return _with_items_as(jnp.int32, jax.tree.map(lambda x: x[rows], state.episodes))
+        return _with_items_as(jnp.int32, ring.sample(state, key))
 
     return Replay(init, add, sample)
 

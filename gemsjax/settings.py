@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gemsjax import methods
-from gemsjax.envs.registry import make
+from gemsjax.envs.registry import make, require_catalogue
 from gemsjax.errors import DataError, require, require_choice, require_count
 from gemsjax.evaluate import USER_STREAMS
 from gemsjax.pretrain.gems import NOISES, GeMSHypers, GeMSSpec
@@ -277,6 +277,7 @@ def make_world(settings: TrainSettings) -> tuple[Any, Any, Dims]:
       SettingError, DataError: see `gemsjax.make`.
     """
     env, params = make(settings.env, catalogue=settings.catalogue, **settings.env_settings)
+    require_catalogue(env)
     if methods.method(settings.method).ranker == "gems":
         gems = settings.gems or GeMSSettings()
         slates = (gems.users - gems.users // 10) * env.horizon

@@ -52,6 +52,68 @@ class Episode:
     hidden: Any = ()
 
 
+class CandidateObservation(NamedTuple):
+    """What an agent may see of one turn where each brings candidates of its own: C of them with G features, a user
+    with F.
+
+    Attributes:
+      user: [..., F] float32, what is known of the user (F may be 0).
+      docs: [..., C, G] float32, features of the candidates; zeros where there is none.
+      available: [..., C] bool, which candidates there are.
+      slate: [..., K] int32, places of the candidates that were shown the turn before; -1 at the reset.
+      clicks: [..., K] bool, which of them were clicked.
+    """
+
+    user: Array
+    docs: Array
+    available: Array
+    slate: Array
+    clicks: Array
+
+
+@struct.dataclass
+class Transition:
+    """One turn and what it led to, as methods learn from it.
+
+    Attributes:
+      seen: [...] the observation that the slate was chosen on.
+      slate: [..., K] int32.
+      clicks: [..., K] bool, what of it was clicked.
+      reward: [...] float32.
+      terminated: [...] bool, the user left with this turn: nothing follows. (A session that was cut off has a future.)
+      next_seen: [...] the observation after it, of the same user.
+      next_slate: [..., K] int32, what was chosen on that one.
+      next_hidden: what a privileged agent remembers of the simulator's user after the turn, else ().
+      valid: [...] bool; others are no transitions (a new user takes the place) and count nothing.
+    """
+
+    seen: Any
+    slate: Array
+    clicks: Array
+    reward: Array
+    terminated: Array
+    next_seen: Any
+    next_slate: Array
+    next_hidden: Any
+    valid: Array
+
+
+class CandidateDims(NamedTuple):
+    """Static sizes where each turn brings candidates of its own.
+
+    Attributes:
+      candidates: C.
+      slate_size: K.
+      user: F, features of a user.
+      doc: G, features of a candidate.
+    """
+
+    candidates: int
+    slate_size: int
+    user: int
+    doc: int
+
+
 class Dims(NamedTuple):
     """Static sizes that networks are built from.
 

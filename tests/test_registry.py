@@ -13,6 +13,9 @@ from gemsjax.envs.catalogue import draw_catalogue, named_catalogue
 from gemsjax.envs.registry import CONSTANTS, check_slate
 from gemsjax.errors import DataError, SettingError
 
+RECSIM = ("interest_evolution", "interest_exploration")
+"""Without a catalogue: see test_recsim_environments.py."""
+
 
 @pytest.fixture(autouse=True)
 def own_names(monkeypatch):
@@ -22,10 +25,10 @@ def own_names(monkeypatch):
 
 def test_names():
     items, clicks = ("focused", "diffuse", "peaked", "steady"), ("topdown", "mix", "divpen")
-    assert gemsjax.environments() == tuple(f"{i}_{c}" for i in items for c in clicks)
+    assert gemsjax.environments() == (*(f"{i}_{c}" for i in items for c in clicks), *RECSIM)
 
 
-@pytest.mark.parametrize("name", gemsjax.environments())
+@pytest.mark.parametrize("name", [name for name in gemsjax.environments() if name not in RECSIM])
 def test_each_name_has_its_settings(name):
     env, params = gemsjax.make(name)
     items, clicks = name.split("_")

@@ -22,11 +22,13 @@ LAYERS = [
     ("gemsjax.agents",),
     ("gemsjax.rollout",),
     ("gemsjax.evaluate", "gemsjax.pretrain", "gemsjax.train", "gemsjax.datasets", "gemsjax.methods"),
+    ("gemsjax.transitions",),
     (
         "gemsjax.plots",
         "gemsjax.plots_personalisation",
         "gemsjax.plots_offline",
         "gemsjax.plots_ranking",
+        "gemsjax.plots_recsim",
         "gemsjax.offline",
     ),
     ("gemsjax.settings",),
@@ -43,7 +45,13 @@ NEVER = {
 BEHIND = {
     "distrax": {"gemsjax.maths.distributions"},
     "orbax": {"gemsjax.checkpoint"},
-    "matplotlib": {"gemsjax.plots", "gemsjax.plots_personalisation", "gemsjax.plots_offline", "gemsjax.plots_ranking"},
+    "matplotlib": {
+        "gemsjax.plots",
+        "gemsjax.plots_personalisation",
+        "gemsjax.plots_offline",
+        "gemsjax.plots_ranking",
+        "gemsjax.plots_recsim",
+    },
     "pick" + "le": set(),
     "dill": set(),
     "cloudpick" + "le": set(),

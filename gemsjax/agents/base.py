@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from gemsjax.types import Array, Episode, Key, Metrics, Observation
+from gemsjax.types import Array, Key, Metrics, Observation
 
 AgentState = Any
 Hypers = Any
@@ -59,18 +59,18 @@ class Policy(NamedTuple):
 
 
 class Agent(NamedTuple):
-    """A learner that trains on episodes.
+    """A learner that trains on episodes, or on single transitions.
 
     Attributes:
       init: `(key, hypers) -> state`.
       explore: policy that collects training episodes (at random while `acting.at_random`).
       greedy: policy that is evaluated.
       draw_update: `(key, batch size) -> noise` of one update.
-      update: `(acting, batch of episodes [B], noise) -> (state, metrics)`.
+      update: `(acting, batch of episodes or transitions [B], noise) -> (state, metrics)`.
     """
 
     init: Callable[[Key, Hypers], AgentState]
     explore: Policy
     greedy: Policy
     draw_update: Callable[[Key, int], Noise]
-    update: Callable[[Acting, Episode, Noise], tuple[AgentState, Metrics]]
+    update: Callable[[Acting, Any, Noise], tuple[AgentState, Metrics]]

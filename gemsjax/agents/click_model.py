@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from gemsjax.maths.slate_optimisers import Candidates
-from gemsjax.types import Array
+from gemsjax.types import Array, CandidateObservation
 
 BOREDOMS = ("masked", "misplaced", "none")
 """What a user's boredom does to relevance: the bored topics count nothing; the published slip [17], which leaves out
@@ -36,3 +36,20 @@ class ClickModel(Protocol):
     def choice_probabilities(self, params: Any, appeal: Array, no_click: Array, clicked: str) -> Array:
         """Chance that each rank is the choice, [K], of sum 1 or less: of the turn's clicks, `each` equally likely, or
         the `first`. Where a user clicks at most once, the chance of a click."""
+
+
+class ChoiceModel(Protocol):
+    """How users choose at most one item where each turn brings candidates of its own; hashable and without arrays."""
+
+    @property
+    def privileged(self) -> bool:
+        """Whether it needs what is not observed of a user."""
+
+    def remember(self, state: Any) -> Any:
+        """What the choice depends on beside the observation, out of the simulator's state of one user; else ()."""
+
+    def candidates(self, params: Any, seen: CandidateObservation, memory: Any) -> Candidates:
+        """Appeal of the candidates of one turn."""
+
+    def chances(self, params: Any, candidates: Candidates, slate: Array) -> Array:
+        """Chance that each place of a slate [K] is chosen: [K]; 0 where it holds no candidate."""

@@ -19,3 +19,10 @@ def epsilon(acting: Acting) -> Array:
     hypers: Any = acting.hypers
     left = jnp.exp(-jnp.asarray(acting.step, jnp.float32) / hypers.epsilon_steps)
     return hypers.last_epsilon + (hypers.first_epsilon - hypers.last_epsilon) * left
+
+
+def linear_epsilon(acting: Acting) -> Array:
+    """The same, but falling along a line that reaches `hypers.last_epsilon` after `hypers.epsilon_steps`."""
+    hypers: Any = acting.hypers
+    left = 1.0 - jnp.asarray(acting.step, jnp.float32) / hypers.epsilon_steps
+    return hypers.last_epsilon + (hypers.first_epsilon - hypers.last_epsilon) * jnp.maximum(left, 0.0)

@@ -1,7 +1,8 @@
 """What the simulator tells privileged learners: who clicks what, as functions of what was remembered of a user.
 
 `make_click_model(env)` gives the click model of an environment, with the contract of `agents.click_model.ClickModel`
-(which this module may not import). Called by whoever builds agents.
+(which this module may not import), `make_choice_model(env)` that of RecSim's environments, with the contract of
+`ChoiceModel` there. Called by whoever builds agents.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemsjax.envs import clicks
+from gemsjax.envs.interest_evolution import EvolutionEnv, EvolutionParams, EvolutionState
+from gemsjax.envs.interest_exploration import ExplorationEnv, ExplorationParams, ExplorationState
 from gemsjax.envs.topics import TopicEnv, TopicParams, TopicState
 from gemsjax.errors import require
+from gemsjax.maths import choice
 from gemsjax.maths.slate_optimisers import Candidates
-from gemsjax.types import Array
+from gemsjax.types import Array, CandidateObservation
 
 NO_CLICK = 1.0
 """Appeal of clicking nothing: as much as that of one item that is surely relevant."""
@@ -96,6 +100,56 @@ class TopicClicks:
         return (inside & bored[:, None]).any(axis=0)
 
 
+@dataclasses.dataclass(frozen=True)
+class EvolutionChoice:
+    """The choice model of interest evolution, see `agents.click_model.ChoiceModel`: interests and topics are observed,
+    so nothing hidden is needed."""
+
+    env: EvolutionEnv
+    privileged: bool = False
+
+    def remember(self, state: EvolutionState) -> tuple[()]:
+        """Nothing."""
+        return ()
+
+    def candidates(self, params: EvolutionParams, seen: CandidateObservation, memory: tuple[()]) -> Candidates:
+        """Appeal of the candidates that were observed to the user that was observed."""
+        scores = jnp.matmul(seen.docs, seen.user, precision=jax.lax.Precision.HIGHEST)
+        return choice.weigh(self.env.choice_model, scores, params.choice, seen.available)
+
+    def chances(self, params: EvolutionParams, candidates: Candidates, slate: Array) -> Array:
+        """As the simulator's users choose."""
+        return choice.chances(self.env.choice_model, candidates, slate, params.choice)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExplorationChoice:
+    """The choice model of interest exploration, see `agents.click_model.ChoiceModel`.
+
+    Attributes:
+      env: the environment's static half.
+      privileged: knows each user's affinities; otherwise those of a mean user stand for everybody's.
+    """
+
+    env: ExplorationEnv
+    privileged: bool = False
+
+    def remember(self, state: ExplorationState) -> Any:
+        """The user's affinities, if they are known."""
+        return state.affinity if self.privileged else ()
+
+    def candidates(self, params: ExplorationParams, seen: CandidateObservation, memory: Any) -> Candidates:
+        """Appeal of the candidates that were observed."""
+        of_types = jnp.exp(params.affinities + 0.5 * jnp.square(params.affinity_deviation))
+        affinity = memory if self.privileged else params.type_shares @ of_types
+        logits = (seen.docs[:, :-1] * affinity).sum(axis=1) + seen.docs[:, -1]
+        return choice.weigh(self.env.choice_model, logits, params.choice, seen.available)
+
+    def chances(self, params: ExplorationParams, candidates: Candidates, slate: Array) -> Array:
+        """As the simulator's users choose."""
+        return choice.chances(self.env.choice_model, candidates, slate, params.choice)
+
+
 def first_click_chosen(chances: Array) -> Array:
     """Chance that a rank has the topmost of several independent clicks: [K] -> [K]."""
     none_above = jnp.cumprod(1.0 - chances)
@@ -121,3 +175,20 @@ def make_click_model(env: Any) -> TopicClicks:
     """
     require(isinstance(env, TopicEnv), "env", env, "a topic simulator: no click model is known of any other")
     return TopicClicks(env.num_topics, env.topic_size, env.independent_clicks)
+
+
+def make_choice_model(env: Any, privileged: bool = False) -> EvolutionChoice | ExplorationChoice:
+    """The choice model of one of RecSim's environments.
+
+    Args:
+      env: its static half.
+      privileged: tell what is not observed of the user (in interest evolution all that matters is).
+
+    Raises:
+      SettingError: the environment has none to tell of.
+    """
+    if isinstance(env, ExplorationEnv):
+        return ExplorationChoice(env, privileged)
+    accepted = "interest_evolution or interest_exploration: no choice model is known of any other"
+    require(isinstance(env, EvolutionEnv), "env", getattr(env, "name", env), accepted)
+    return EvolutionChoice(env)

@@ -18,6 +18,8 @@ import numpy as np
 
 from gemsjax.envs.catalogue import RECIPES, check_catalogue, load_catalogue, named_catalogue
 from gemsjax.envs.clicks import clicks_are_independent, examination_table
+from gemsjax.envs.interest_evolution import NUMBERS, EvolutionEnv, interest_evolution
+from gemsjax.envs.interest_exploration import ExplorationEnv, interest_exploration
 from gemsjax.envs.topics import TopicEnv, TopicParams
 from gemsjax.errors import DataError, SettingError, require, require_choice, require_count
 
@@ -159,25 +161,32 @@ _BUILT_IN = {
     for items in _ITEMS
     for clicks in _CLICKS
 }
+_BUILT_IN |= {
+    "interest_evolution": _Entry(interest_evolution, {}),
+    "interest_exploration": _Entry(interest_exploration, {}),
+}
 _ENTRIES = dict(_BUILT_IN)
 
 
 def environments() -> tuple[str, ...]:
-    """All names that `make` knows: the published six, their `peaked_*` and `steady_*` variants, the registered."""
+    """All names that `make` knows: the published six, their `peaked_*` and `steady_*` variants, RecSim's two, the
+    registered."""
     return tuple(_ENTRIES)
 
 
-def make(name: str, **settings: Any) -> tuple[TopicEnv, TopicParams]:
+def make(name: str, **settings: Any) -> tuple[Any, Any]:
     """An environment by name.
 
     Args:
       name: one of `environments()`. `focused_*` and `diffuse_*` are the published ones; `peaked_*` has the squared
-        items of the paper's text; in `steady_*` users do not drift, so that personalisation pays.
-      **settings: anything of `topic_environment`, e.g. `slate_size=5`, `catalogue="items.npy"`, `influence=0.05`; None
-        leaves a setting as the environment has it.
+        items of the paper's text; in `steady_*` users do not drift, so that personalisation pays. Of RecSim there are
+        `interest_evolution` and `interest_exploration`.
+      **settings: anything of `topic_environment` (or `interest_evolution`, `interest_exploration`), e.g.
+        `slate_size=5`, `catalogue="items.npy"`, `influence=0.05`; None leaves a setting as the environment has it.
 
     Returns:
-      The static half, and the parameters (a pytree of arrays). A registered environment may be of another class.
+      The static half, and the parameters (a pytree of arrays): `TopicEnv` and `TopicParams`, or those of RecSim's
+      environments. A registered environment may be of another class.
 
     Raises:
       SettingError: an unknown name or keyword, or a value out of range.
@@ -216,12 +225,24 @@ def _require_keywords(build: Build, settings: dict[str, Any]) -> None:
     """Raise `SettingError`, with the closest name, for keywords that `build` does not take."""
     parameters = inspect.signature(build).parameters.values()
     known = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-    if build is topic_environment:
-        known |= set(CONSTANTS)
+    named: dict[Build, Any] = {topic_environment: CONSTANTS, interest_evolution: NUMBERS}
+    if build in named:
+        known |= set(named[build])
     elif any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
     for setting in settings:
         require_choice("keyword", setting, known)
+
+
+def require_catalogue(env: Any) -> None:
+    """Refuse an environment without a catalogue of its own, for whoever needs one.
+
+    Raises:
+      SettingError: every turn brings other candidates, as in RecSim's environments.
+    """
+    own = not isinstance(env, EvolutionEnv | ExplorationEnv)
+    name = getattr(env, "name", env)
+    require(own, "environment", name, "one with a fixed catalogue; this one is for experiments.recsim_slateq")
 
 
 # -- slates ------------------------------------------------------------------------------------------------------------
