@@ -9,6 +9,7 @@ import logging
 import os
 import stat
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,12 +34,21 @@ def run_cli(main: Callable[[], object]) -> None:
     use_compile_cache()
     try:
         main()
-    except (SettingError, DataError) as error:
-        _end(2, f"error: {error}")
-    except (TrainingError, OSError) as error:
-        _end(1, f"error: {error}")
-    except KeyboardInterrupt as stop:
-        _end(130, f"stopped{': ' if str(stop) else ''}{stop}")
+    except (SettingError, DataError, TrainingError, OSError, KeyboardInterrupt) as error:
+        _end(*outcome_of(error))
+
+
+def outcome_of(error: BaseException) -> tuple[int, str]:
+    """Exit status and what to say: one line for what a person can mend, a traceback for what only we can."""
+    if isinstance(error, SettingError | DataError):
+        return 2, f"error: {error}"
+    if isinstance(error, TrainingError | OSError):
+        return 1, f"error: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, f"stopped{': ' if str(error) else ''}{error}"
+    if isinstance(error, SystemExit):
+        return (error.code, "") if isinstance(error.code, int) else (1, str(error.code or ""))
+    return 1, "".join(traceback.format_exception(error))
 
 
 def use_compile_cache() -> Path | None:

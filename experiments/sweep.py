@@ -20,25 +20,25 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import time
 import types
 import typing
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments._cli import run_cli
+from experiments._cli import outcome_of, run_cli
 from experiments.train import Method, arguments_of
 from gemsjax import sweep
 from gemsjax.envs.registry import CONSTANTS
 from gemsjax.errors import require, require_choice
 from gemsjax.settings import TrainSettings
 from gemsjax.sweep import memory
-from gemsjax.sweep.axes import SIZES
-from gemsjax.sweep.bundle import bundle, data_like
+from gemsjax.sweep.axes import SIZES, WORLD
+from gemsjax.sweep.bundle import bundle, saved_like
 from gemsjax.sweep.processes import Process, start
 
 
@@ -94,7 +94,7 @@ class Export:
 
 _UNPREFIXED, _PREFIXED = ("plan", "hypers", "spec"), ("gems", "mf", "pl")
 """Parts of the settings: flags of the first are called by their own name, of the others `--gems.beta`."""
-_WORLD: tuple[str, ...] = (*SIZES, "examination", "examination_decay", "examination_first_exponent", *CONSTANTS)
+_WORLD: tuple[str, ...] = (*SIZES, *WORLD)
 
 
 def arguments_of_sweep(method: str, variant: str) -> type:
@@ -228,10 +228,10 @@ def dry_run(runs: list[sweep.Run], how: How) -> None:
     Raises:
       SettingError: it would not fit; the message names what would.
     """
-    made = bundle(runs)
-    layout = sweep.make_layout(len(runs), how.layout, how.group)
-    one = data_like(made)
-    data = jax.tree.map(lambda x: jax.ShapeDtypeStruct((layout.runs, *x.shape), x.dtype), one)
+    most = -(-len(runs) // (how.shards or min(how.processes or 1, len(runs))))
+    made = bundle(runs[:most])
+    layout = sweep.make_layout(most, how.layout, how.group)
+    data = saved_like(made)[1]
     found, _ = memory.need(made, data, layout)
     table = Table("part", "MiB a run")
     for name, size in found.parts.items():
@@ -239,7 +239,8 @@ def dry_run(runs: list[sweep.Run], how: How) -> None:
     console = Console()
     told = layout.describe()
     console.print(
-        f"{len(runs)} runs on {told['devices']} x {told['device']}: {told['layout']}, groups of {told['group']}, "
+        f"{len(runs)} runs, {most} at a time on {told['devices']} x {told['device']}: {told['layout']}, "
+        f"groups of {told['group']}, "
         f"{told['groups_per_device']} a device, {told['empty_places']} empty places"
     )
     console.print(table)
@@ -290,10 +291,20 @@ def command(arguments: list[str]) -> None:
     except BaseException as error:
         if process.total == 1:
             raise
-        # A process that ends in good order would wait for the others, and they for its results: this one just ends, and
-        # jax.distributed ends them, so that whoever started the sweep sees it fail and can start it again.
-        print(f"process {process.rank}: {error}", file=sys.stderr, flush=True)
-        os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+        end_all(process, error)
+
+
+def end_all(process: Process, error: BaseException) -> None:
+    """End one of several processes, and so all of them.
+
+    A process that ends in good order would wait for the others, and they for its results: this one just ends, and
+    jax.distributed ends them, so that whoever started the sweep sees it fail and can start it again.
+    """
+    status, says = outcome_of(error)
+    print(f"process {process.rank}: {says}", file=sys.stderr, flush=True)
+    if process.rank == 0 and status == 130:
+        time.sleep(20)  # with the first one all end at once: let those who were told to stop finish their checkpoints
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint._src.multihost import multihost
 
+from gemsjax.devices import surroundings
 from gemsjax.disk import PathLike, canonical, differences, digest, flush_directory
 from gemsjax.errors import DataError, require_count
 
@@ -35,7 +35,6 @@ FORMAT = 1
 """Version of the manifest and of the layout of a checkpoint's directory."""
 _MANIFEST, _ARRAYS, _DIGEST, _REPLACED = "manifest.json", "arrays", "manifest_sha256", ".replaced"
 _STEP = re.compile(rf"step_(\d{{8,}})({re.escape(_REPLACED)})?")
-_PACKAGES = ("gemsjax", "jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")
 
 
 class Restored(NamedTuple):
@@ -99,7 +98,12 @@ def save(directory: PathLike, tree: Any, *, step: int, config: dict[str, Any], k
 
 
 def restore(
-    directory: PathLike, like: Any, *, config: dict[str, Any] | None = None, step: int | None = None
+    directory: PathLike,
+    like: Any,
+    *,
+    config: dict[str, Any] | None = None,
+    step: int | None = None,
+    on_host: bool = False,
 ) -> Restored:
     """The newest undamaged checkpoint, bit for bit, on the default device; every leaf owns its buffer (may be donated).
 
@@ -108,6 +112,7 @@ def restore(
       like: pytree of arrays or `jax.ShapeDtypeStruct` with the expected structure; its values are not read.
       config: if given, the configuration that the checkpoint must have been saved with.
       step: this step and no other; by default the newest, walking back over damaged ones with a warning.
+      on_host: leave arrays in host memory, as NumPy's: what several devices share may not fit one.
 
     Raises:
       DataError: no undamaged checkpoint, another configuration (every differing key is named), or leaves that differ
@@ -128,7 +133,7 @@ def restore(
             warnings.warn(f"going back to the checkpoint of step {number}: {'; '.join(damaged)}", stacklevel=2)
         if config is not None:
             _compare_configs(manifest["config"], _plain(config), found[number])
-        return Restored(_from_disk(found[number], manifest, like), manifest["step"], manifest)
+        return Restored(_from_disk(found[number], manifest, like, on_host), manifest["step"], manifest)
     raise DataError(f"{root} holds no usable checkpoint: {'; '.join(damaged) or 'there is none'}")
 
 
@@ -148,6 +153,11 @@ def verify(path: PathLike) -> dict[str, Any]:
         if digest != entry["sha256"]:
             raise DataError(f"{path / name} was altered: its SHA-256 is not the manifest's")
     return manifest
+
+
+def remove(directory: PathLike) -> None:
+    """Delete the checkpoints of something that is finished and kept elsewhere."""
+    shutil.rmtree(Path(directory), ignore_errors=True)
 
 
 def latest_step(directory: PathLike) -> int | None:
@@ -170,12 +180,14 @@ def _to_host(tree: Any) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     leaves, arrays = [], {}
     for number, (path, given) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
         name = _leaf_name(path)
-        try:
-            leaf = jnp.asarray(given)
+        try:  # host arrays stay there: they may be more than a device holds
+            on_host = isinstance(given, np.ndarray) and (given.dtype == bool or jnp.issubdtype(given.dtype, jnp.number))
+            leaf = given if on_host else jnp.asarray(given)
         except TypeError as error:
             raise DataError(f"leaf {name} of the checkpoint is no array but {given!r}"[:300]) from error
-        if leaf.dtype != getattr(given, "dtype", leaf.dtype):
-            raise DataError(f"leaf {name} of the checkpoint is {given.dtype}, jax without x64 has only {leaf.dtype}")
+        kept = jax.dtypes.canonicalize_dtype(leaf.dtype) if isinstance(leaf, np.ndarray) else leaf.dtype
+        if kept != getattr(given, "dtype", kept):
+            raise DataError(f"leaf {name} of the checkpoint is {given.dtype}, jax without x64 has only {kept}")
         about = {"name": name, "dtype": str(leaf.dtype), "shape": list(leaf.shape)}
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             about["key"] = str(jax.random.key_impl(leaf))
@@ -186,7 +198,7 @@ def _to_host(tree: Any) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     return leaves, arrays
 
 
-def _from_disk(path: Path, manifest: dict[str, Any], like: Any) -> Any:
+def _from_disk(path: Path, manifest: dict[str, Any], like: Any, on_host: bool) -> Any:
     """The tree in the structure of `like`, after checking that each leaf is what `like` says."""
     expected, structure = jax.tree_util.tree_flatten_with_path(like)
     _compare_leaves(manifest["leaves"], {_leaf_name(where): leaf for where, leaf in expected}, path)
@@ -200,12 +212,16 @@ def _from_disk(path: Path, manifest: dict[str, Any], like: Any) -> Any:
         except Exception as error:
             versions = f"written with {manifest['versions']}, read with {surroundings()['versions']}"
             raise DataError(f"{path} is undamaged but cannot be read ({versions}): {error}") from error
-    leaves = {about["name"]: _leaf(about, arrays.pop(str(n), None)) for n, about in enumerate(manifest["leaves"])}
+    leaves = {
+        about["name"]: _leaf(about, arrays.pop(str(n), None), on_host) for n, about in enumerate(manifest["leaves"])
+    }
     return jax.tree.unflatten(structure, [leaves[_leaf_name(where)] for where, _ in expected])
 
 
-def _leaf(about: dict[str, Any], stored: np.ndarray | None) -> jax.Array:
+def _leaf(about: dict[str, Any], stored: np.ndarray | None, on_host: bool) -> Any:
     """One leaf from what was stored (None: it is empty). A copy: jax does not reuse memory shared with NumPy."""
+    if on_host and "key" not in about and stored is not None:
+        return np.array(stored)
     if "key" not in about:
         return jnp.zeros(about["shape"], about["dtype"]) if stored is None else jnp.array(stored)
     if stored is None:
@@ -336,20 +352,6 @@ def _sha256(file: Path, flush: bool = False) -> str:
         if flush:
             os.fsync(stream.fileno())
         return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
-
-
-def surroundings() -> dict[str, Any]:
-    """`versions` of the packages that matter, and the `device`: what results should be read with."""
-
-    def version(package: str) -> str:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return "not installed"
-
-    device = jax.devices()[0]
-    versions = {package: version(package) for package in _PACKAGES}
-    return {"versions": versions, "device": {"platform": device.platform, "kind": device.device_kind}}
 
 
 def _orbax(work: Callable[[Any], Any]) -> Any:

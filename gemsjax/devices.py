@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import metadata
 from typing import Any, NamedTuple
 
 import jax
@@ -76,3 +77,20 @@ def spread(play: Callable[..., Any], users: int) -> Spread:
         )
 
     return Spread(jax.jit(program), padded * len(devices))
+
+
+_PACKAGES = ("gemsjax", "jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")
+
+
+def surroundings() -> dict[str, Any]:
+    """`versions` of the packages that matter, and the `device`: what results should be read with."""
+
+    def version(package: str) -> str:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return "not installed"
+
+    device = jax.devices()[0]
+    versions = {package: version(package) for package in _PACKAGES}
+    return {"versions": versions, "device": {"platform": device.platform, "kind": device.device_kind}}

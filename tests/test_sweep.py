@@ -24,7 +24,7 @@ from gemsjax.errors import DataError, SettingError
 from gemsjax.prepare import gems as single
 from gemsjax.settings import GeMSSettings, TrainSettings
 from gemsjax.sweep import memory, processes
-from gemsjax.sweep.bundle import bundle, data_like, frozen, stacked, with_key
+from gemsjax.sweep.bundle import bundle, saved_like, stacked, weights_of
 from gemsjax.sweep.layout import gather, going, make_layout, over_runs, place
 from gemsjax.train import Plan
 
@@ -71,6 +71,7 @@ def test_a_grid_has_every_combination_and_a_paired_sweep_one_run_a_position():
         ({"env_settings.slate_size": [4, 5]}, "part of the program"),
         ({"batch_size": [4, 5]}, "What may differ: seed, env"),
         ({"seed": []}, "at least one value"),
+        ({"seed": 3}, "a list of at least one value"),
         ({"seed": [1, 1]}, "each value once"),
         ({"gamma": [2.0]}, "gamma"),
         ({"env": ["focussed_topdown"]}, "focused_topdown"),
@@ -180,7 +181,8 @@ def test_a_sweep_directory_tells_the_whole_story(done):
     directory = done.root / "whole"
     told = json.loads((directory / "sweep.json").read_text())
     assert [run["values"] for run in told["runs"]] == [run.values for run in done.runs]
-    assert {"versions", "device", "layout"} <= told.keys() and told["versions"]["jax"] == jax.__version__
+    (began,) = told["starts"]
+    assert {"at", "device", "layout_of_a_shard"} <= began.keys() and began["versions"]["jax"] == jax.__version__
     with open(directory / "runs.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["env"] for row in rows] == ["focused_topdown"] * 2 + ["focused_mix"] * 2
@@ -205,7 +207,9 @@ def test_a_stopped_sweep_continues_to_the_same_numbers_without_loss(done):
     assert stopped.stopped and not stopped.rows
     with pytest.raises(SettingError, match="--resume"):
         done.run("stopped")
-    with pytest.raises(DataError, match="run 0: seed is 1 there and 7 here|holds another sweep"):
+    with pytest.raises(
+        DataError, match="run 0: env is .*focused_topdown.* there and .*focused_mix.* here; seed is 1 there and 7 here"
+    ):
         done.run(
             "stopped", of=sweep.grid(tiny(), {"env": ["focused_mix", "focused_topdown"], "seed": [7, 2]}), resume=True
         )
@@ -230,6 +234,32 @@ def test_a_run_that_is_no_longer_finite_freezes_alone(done, capsys):
     assert rows[1][1].startswith("frozen: ") and "at step" in rows[1][1]
     assert [rows[i] for i in (0, 2, 3)] == [values_of(done.outcome)[i] for i in (0, 2, 3)]
     assert "run 1 is frozen" in capsys.readouterr().out
+
+
+def test_a_run_may_freeze_after_a_resume_and_is_not_exported(done):
+    plan = dataclasses.replace(PLAN, warm_up=8)  # no update in the first epoch, so nothing can go wrong in it
+    runs_ = [run._replace(settings=dataclasses.replace(run.settings, plan=plan)) for run in done.runs[:2]]
+    hypers = dataclasses.replace(runs_[1].settings.hypers, gamma=1e38)
+    runs_[1] = runs_[1]._replace(settings=dataclasses.replace(runs_[1].settings, hypers=hypers))
+    short = [run._replace(settings=dataclasses.replace(run.settings, steps=6)) for run in runs_]
+    assert [row["status"] for row in done.run("late", of=short).rows] == ["finished"] * 2
+    rows = done.run("late", of=runs_, resume=True).rows
+    assert rows[0]["status"] == "finished" and rows[1]["status"].startswith("frozen: ")
+    told = json.loads((done.root / "late" / "sweep.json").read_text())
+    assert len(told["starts"]) == 2 and {run["settings"]["steps"] for run in told["runs"]} == {12}
+    with pytest.raises(DataError, match=r"run 1 of .* was frozen"):
+        sweep.export(done.root / "late", 1, done.root / "late single")
+    with pytest.raises(SettingError, match="steps = 6"):
+        done.run("late", of=short, resume=True)
+
+
+def test_results_are_of_the_test_that_was_asked_for_and_overwriting_leaves_nothing(done):
+    done.run("again", shards=2)
+    more = [run._replace(settings=dataclasses.replace(run.settings, test_users=9)) for run in done.runs]
+    assert [row["test_users"] for row in done.run("again", of=more, resume=True).rows] == [9] * 4
+    done.run("again", overwrite=True)
+    assert not (done.root / "again" / "shards" / "01" / "config.json").exists()
+    assert (done.root / "again" / "runs.csv").exists()
 
 
 def test_vmapped_groups_freeze_one_run_of_a_group(done):
@@ -282,7 +312,7 @@ def test_a_method_without_gems_sweeps_too(tmp_path):
 
 def test_memory_is_counted_by_part_and_too_much_is_refused_with_what_would_fit(done):
     made = bundle(done.runs)
-    data = stacked(made, frozen(done.options.pretrained, done.options.data))
+    data = stacked(made, weights_of(done.options.pretrained, done.options.data))
     found, _ = memory.need(made, data, make_layout(4, "mapped"))
     replay = jax.eval_shape(made.training.init, runs._blank_run(done.runs[0].settings, made.worlds[0])).replay
     assert found.parts["replay"] == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(replay))
@@ -292,7 +322,7 @@ def test_memory_is_counted_by_part_and_too_much_is_refused_with_what_would_fit(d
         return found._replace(temporary=group * found.arguments, limit=4 * found.arguments)
 
     layout = make_layout(4, "vmapped", 4)
-    with pytest.raises(SettingError, match="at most 2"):
+    with pytest.raises(SettingError, match="at most 3"):
         memory.refuse_unless_fits(pretend(4), layout, lambda smaller: pretend(smaller.group))
     with pytest.raises(SettingError, match="at most 1 of this size"):
         memory.refuse_unless_fits(found._replace(limit=found.arguments // 3), layout, lambda smaller: found)
@@ -302,7 +332,7 @@ def test_a_dry_run_prints_and_trains_nothing(done, tmp_path, capsys):
     _, how = parse(["--method", "sac-gems", "--out", str(tmp_path / "none")])
     dry_run(done.runs, how)
     printed = capsys.readouterr().out
-    assert "4 runs on" in printed and "replay" in printed and not (tmp_path / "none").exists()
+    assert "4 runs, 4 at a time on" in printed and "replay" in printed and not (tmp_path / "none").exists()
 
 
 # -- several processes -------------------------------------------------------------------------------------------------
@@ -384,7 +414,10 @@ run("one", 8, "--resume")
 def test_twelve_runs_on_eight_devices_are_bitwise_those_of_one_device(tmp_path):
     line = f"{LINE} --seed 1 2 3 4 5 6 --steps 12 --layout vmapped --group 2"
     finish(start(8, "-c", ON_EIGHT, str(tmp_path), line))
-    assert json.loads((tmp_path / "eight" / "sweep.json").read_text())["layout"]["empty_places"] == 4
+    assert (
+        json.loads((tmp_path / "eight" / "sweep.json").read_text())["starts"][0]["layout_of_a_shard"]["empty_places"]
+        == 4
+    )
     # The half way on one device, and the rest on eight: checkpoints do not know how many devices there are.
     assert table(tmp_path / "one") == table(tmp_path / "eight") and len(table(tmp_path / "one")) == 12
     states = [checkpoint_arrays(tmp_path / name) for name in ("one", "eight")]
@@ -394,10 +427,7 @@ def test_twelve_runs_on_eight_devices_are_bitwise_those_of_one_device(tmp_path):
 def checkpoint_arrays(directory: Path) -> list[np.ndarray]:
     """Every number of a sweep's last checkpoint."""
     made = bundle(sweep.grid(tiny(), {"seed": list(range(1, 7)), "env": ["focused_topdown", "focused_mix"]}))
-    data = data_like(made)
-    state = jax.eval_shape(lambda data: made.training.init(with_key(data)), data)
-    like = (state, data, jax.ShapeDtypeStruct((), jnp.int32))
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((12, *x.shape), x.dtype), like)
+    like = saved_like(made)
     return [np.asarray(x) for x in jax.tree.leaves(checkpoint.restore(directory / "shards/00/checkpoints", like).tree)]
 
 

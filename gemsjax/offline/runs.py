@@ -19,7 +19,7 @@ import numpy as np
 
 from gemsjax import checkpoint, disk, tracking
 from gemsjax.agents.base import AgentState, Hypers
-from gemsjax.errors import TrainingError, require, require_count
+from gemsjax.errors import DataError, TrainingError, require, require_count
 from gemsjax.offline.training import OfflineTraining
 from gemsjax.types import Key, Metrics
 
@@ -77,6 +77,9 @@ def learn(
     hypers = jax.tree.map(jnp.float32, hypers)
     identity = _identity(logs, key, hypers, weights, config or {})
     with tracking.RunDirectory(directory, identity, resume=True) as run:
+        wrong = disk.differences(tracking.read_config(run.path), disk.plain(identity)) if run.resumed else []
+        if wrong:
+            raise DataError(f"{run.path} holds another run: {'; '.join(wrong)}")
         state, done = _start(training, key, hypers, run.path, identity)
         last = epochs * batches
         accepted = f"at least {-(-done // batches)}: so many are done or begun in {directory}"

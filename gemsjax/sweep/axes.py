@@ -25,7 +25,7 @@ DATA = {"gems": ("beta", "click_weight", "rate"), "pl": ("temperature", "penalty
 """Of a ranker's settings, those that are data, by the ranker."""
 SIZES = ("num_items", "slate_size", "num_topics", "topic_size", "horizon")
 """Sizes of an environment: one value for all runs of a sweep."""
-_WORLD = (*CONSTANTS, "examination", "examination_decay", "examination_first_exponent")
+WORLD = (*CONSTANTS, "examination", "examination_decay", "examination_first_exponent")
 
 
 class Run(NamedTuple):
@@ -49,7 +49,7 @@ def sweepable(method: str) -> tuple[str, ...]:
     entry = methods.method(method)
     require(entry.learns, "method", method, f"one that learns: {', '.join(methods.learners())}")
     ranker = tuple(f"{entry.ranker}.{name}" for name in DATA.get(str(entry.ranker), ()))
-    world = tuple(f"env_settings.{name}" for name in _WORLD)
+    world = tuple(f"env_settings.{name}" for name in WORLD)
     return (*_PLAIN, *_hypers(method), *ranker, *world)
 
 
@@ -105,7 +105,7 @@ def _check(base: TrainSettings, axes: Axes, distinct: bool = True) -> None:
             static = f"one value for all runs: it is part of the program. What may differ: {', '.join(accepted)}"
             raise SettingError(name, list(values), static)
         require_choice("axis of a sweep", name, accepted)
-        several = not isinstance(values, str) and len(values) > 0
+        several = isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
         require(several, name, values, "a list of at least one value")
         require(not distinct or len(set(values)) == len(values), name, list(values), "each value once")
 

@@ -6,7 +6,7 @@ Called by the other files of `gemsjax.sweep`; host code.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from gemsjax import prepare, runs
 from gemsjax.agents.base import Acting, Agent
 from gemsjax.errors import SettingError
 from gemsjax.evaluate import Evaluation, evaluate
-from gemsjax.prepare import World, as_arrays
+from gemsjax.prepare import World, as_arrays, gems
 from gemsjax.settings import TrainSettings
 from gemsjax.sweep.axes import DATA, Run
 from gemsjax.sweep.layout import Layout, Program, over_runs
@@ -121,7 +121,7 @@ def _common_env(envs: Sequence[Any]) -> Any:
     return dataclasses.replace(first, **common)
 
 
-def stacked(made: Bundle, weights: Callable[[TrainSettings, World], Any]) -> RunData:
+def stacked(made: Bundle, weights: Weights) -> RunData:
     """The runs' data on the host, [N, ...]; keys travel as plain numbers."""
     pairs = [(run.settings, world) for run, world in zip(made.runs, made.worlds, strict=True)]
     return _stack([_data(settings, world, weights(settings, world)) for settings, world in pairs])
@@ -133,9 +133,32 @@ def data_like(made: Bundle) -> RunData:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), data)
 
 
-def frozen(root: Path, data_root: Path) -> Callable[[TrainSettings, World], Any]:
-    """`prepare.frozen_weights` of a run, made once for each thing they depend on."""
-    return lambda settings, world: prepare.frozen_weights(settings, world, root, data_root)
+def saved_like(made: Bundle) -> tuple[Any, RunData, Any]:
+    """Shapes of a sweep's checkpoint, [N, ...]: states, data, and when each run was frozen (0: it goes on)."""
+    data = data_like(made)
+    state = jax.eval_shape(lambda data: made.training.init(with_key(data)), data)
+    like = (state, data, jax.ShapeDtypeStruct((), jnp.int32))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(made.runs), *x.shape), x.dtype), like)
+
+
+def identity(made: Bundle) -> dict[str, Any]:
+    """What a sweep's checkpoint must agree on to be continued."""
+    pairs = zip(made.runs, made.worlds, strict=True)
+    return {"runs": [prepare.identity_of(run.settings, world) for run, world in pairs]}
+
+
+Weights = Callable[[TrainSettings, World], Any]
+
+
+def weights_of(root: Path, data_root: Path, without: Collection[Path] = ()) -> Weights:
+    """What a run acts through, see `prepare.frozen_weights`; untrained for those whose GeMS could not be trained."""
+
+    def weights(settings: TrainSettings, world: World) -> Any:
+        if without and gems.place_of(settings, world, root)[0] in without:
+            return prepare.untrained_weights(settings, world)
+        return prepare.frozen_weights(settings, world, root, data_root)
+
+    return weights
 
 
 def _data(settings: TrainSettings, world: World, weights: Any) -> RunData:

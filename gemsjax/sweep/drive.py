@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,17 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemsjax import checkpoint, methods, tracking
+from gemsjax.devices import surroundings
 from gemsjax.errors import require
-from gemsjax.prepare import has_checkpoints, identity_of
+from gemsjax.prepare import has_checkpoints
+from gemsjax.prepare.gems import place_of
 from gemsjax.runs import row_of
 from gemsjax.sweep import files, memory
 from gemsjax.sweep.axes import Run
-from gemsjax.sweep.bundle import Bundle, bundle, data_like, frozen, program, stacked, test, with_key
+from gemsjax.sweep.bundle import Bundle, bundle, identity, program, saved_like, stacked, test, weights_of
 from gemsjax.sweep.layout import Layout, gather, going, make_layout, of_run, place
 from gemsjax.sweep.pretraining import pretrain
-from gemsjax.sweep.processes import Process, share
+from gemsjax.sweep.processes import WAIT, Process, share, together
 
 Rows = list[dict[str, Any]]
+NEVER = -1
+"""In place of the step at which a run was frozen: it never began."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Options:
     overwrite: bool = False
     pretrained: Path = Path("runs")
     data: Path = Path("logs")
-    wait: float = 7 * 24 * 3600.0
+    wait: float = float(WAIT)
 
 
 class Outcome(NamedTuple):
@@ -90,17 +94,15 @@ def run_sweep(
       SettingError: runs whose programs differ, more than memory holds, or an existing sweep.
       DataError: another sweep in the directory, or a damaged one.
     """
-    bundle(runs)  # refuses before anything is written
-    laid = make_layout(len(runs), options.layout, options.group, devices)
+    made = bundle(runs)  # refuses before anything is written
+    shards = options.shards or min(process.total, len(runs))
+    laid = make_layout(-(-len(runs) // shards), options.layout, options.group, devices)
+    dealt: list[list[int]] = []
     if process.rank == 0:
-        about = {"layout": laid.describe(), "processes": process.total, **checkpoint.surroundings()}
-        dealt = files.begin(
-            directory, runs, options.shards or min(process.total, len(runs)), about,
-            resume=options.resume, overwrite=options.overwrite,
-        )  # fmt: skip
-    else:
-        files.wait_for(files.index(directory), options.wait, "the first process writes it")
-        dealt = files.begin(directory, runs, 1, {}, resume=True, overwrite=False)
+        about = {"layout_of_a_shard": laid.describe(), "processes": process.total, **surroundings()}
+        dealt = files.begin(directory, runs, shards, about, resume=options.resume, overwrite=options.overwrite)
+    together("the sweep has begun", process)
+    dealt = dealt or files.continued(directory, runs)
     for number in share(len(dealt), process):
         mine = [runs[run] for run in dealt[number]]
         driver = _Shard(number, dealt[number], mine, directory, options, devices)
@@ -108,9 +110,15 @@ def run_sweep(
             return Outcome(directory, [], stopped=True)
     if process.rank > 0:
         return Outcome(directory, [], stopped=False)
+    target = target_of(made)
     for number in range(len(dealt)):
-        files.wait_for(files.results(directory, number), options.wait, f"shard {number} is another process's")
-    return Outcome(directory, files.collect(directory), stopped=False)
+        files.wait_for_results(directory, number, target, options.wait)
+    return Outcome(directory, files.collect(directory, target), stopped=False)
+
+
+def target_of(made: Bundle) -> files.Target:
+    """What the results of a sweep are of."""
+    return {name: getattr(made.settings, name) for name in ("steps", "test_users", "test_stream")}
 
 
 class _Shard:
@@ -130,64 +138,57 @@ class _Shard:
         self.made: Bundle = bundle(runs)
         self.layout: Layout = make_layout(len(runs), options.layout, options.group, devices)
         self.settings = self.made.settings
-        self.identity = {
-            "runs": [identity_of(run.settings, world) for run, world in zip(runs, self.made.worlds, strict=True)]
-        }
+        self.identity = identity(self.made)
 
     def drive(self, on_epoch: Callable[[int, Rows], object]) -> bool:
         """Train and test; False if somebody asked to stop. A finished shard is not done again."""
+        settings, target = self.settings, target_of(self.made)
         done = checkpoint.latest_step(self.checkpoints) or 0
-        if done >= self.settings.steps and files.results(self.root, self.number).exists():
+        require(settings.steps >= done, "steps", settings.steps, f"at least the {done} that the sweep already has")
+        if files.results(self.root, self.number, target) is not None:
             return True
-        title = f"{methods.method(self.settings.method).title}, {len(self.numbers)} runs"
+        title = f"{methods.method(settings.method).title}, {len(self.numbers)} runs"
         with tracking.RunDirectory(self.directory, {"shard": self.number}, resume=True), tracking.StopRequest() as stop:
-            files.results(self.root, self.number).unlink(missing_ok=True)
-            self._begin()
-            with tracking.Progress(self.settings.steps, title, start=self.done) as progress:
-                while self.done < self.settings.steps and self.going.any() and not stop.requested:
+            self._begin(stop)
+            with tracking.Progress(settings.steps, title, start=self.done) as progress:
+                while self.done < settings.steps and self.going.any() and not stop.requested:
                     rows = self._epoch()
                     on_epoch(self.number, rows)
                     told = {"return": np.median([row["return"] for row in rows if "frozen" not in row] or [np.nan])}
                     progress.update(self.done, told)
             self._save()
-            if self.done < self.settings.steps and self.going.any():
+            if self.done < settings.steps and self.going.any():
                 return False
-            files.write_results(self.root, self.number, self._test())
+            files.write_results(self.root, self.number, target, self._test())
         return True
 
-    def _begin(self) -> None:
+    def _begin(self, stop: tracking.StopRequest) -> None:
         made, options = self.made, self.options
         self.saved, self.saved_at = True, time.monotonic()
-        self.programs: dict[int, Any] = {}
-        restored = has_checkpoints(self.directory)
-        if restored:
-            like = self._like()
-            (state, data, frozen_at), self.done, _ = checkpoint.restore(self.checkpoints, like, config=self.identity)
-            self.frozen_at = np.asarray(frozen_at)
-            accepted = f"at least the {self.done} that the sweep already has"
-            require(self.settings.steps >= self.done, "steps", self.settings.steps, accepted)
-        else:
-            pretrain(made, options.pretrained, options.data, self.layout)
-            data = stacked(made, frozen(options.pretrained, options.data))
-            self.done, self.frozen_at = 0, np.zeros(len(self.numbers), np.int32)
-        need, compiled = memory.need(made, data, self.layout)
-        memory.refuse_unless_fits(need, self.layout, lambda layout: memory.need(made, data, layout)[0])
-        self.programs[min(self.settings.epoch_steps, self.settings.steps)] = compiled
+        like = saved_like(made)
+        # Now, not after hours of pre-training: what does not fit is refused.
+        need, compiled = memory.need(made, like[1], self.layout)
+        memory.refuse_unless_fits(need, self.layout, lambda layout: memory.need(made, like[1], layout)[0])
+        self.programs = {min(self.settings.epoch_steps, self.settings.steps): compiled}
         self.program = program(made, self.layout)
-        self.data = place(self.layout, data)
-        self.state = (
-            place(self.layout, state) if restored else jax.jit(self.program.make)(self.data, going(self.layout))
-        )
+        if has_checkpoints(self.directory):
+            saved = checkpoint.restore(self.checkpoints, like, config=self.identity, on_host=True)
+            (state, data, frozen_at), self.done = saved.tree, saved.step
+            self.frozen_at = np.array(frozen_at)
+            self.data, self.state = place(self.layout, data), place(self.layout, state)
+        else:
+            failed = pretrain(made, options.pretrained, options.data, self.layout, stop)
+            data = stacked(made, weights_of(options.pretrained, options.data, failed))
+            self.done, self.frozen_at = 0, np.array([self._without_gems(run, failed) for run in made.runs], np.int32)
+            self.data = place(self.layout, data)
+            self.state = jax.jit(self.program.make)(self.data, going(self.layout))
         self.log = tracking.MetricsLog(self.directory)
         self.log.truncate(self.done + 1)
 
-    def _like(self) -> Any:
-        """Shapes of a checkpoint: `(state, data, frozen_at)`, [N, ...]."""
-        data = data_like(self.made)
-        state = jax.eval_shape(lambda data: self.made.training.init(with_key(data)), data)
-        count = len(self.numbers)
-        add = lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype)  # noqa: E731
-        return jax.tree.map(add, (state, data, jax.ShapeDtypeStruct((), jnp.int32)))
+    def _without_gems(self, run: Run, failed: Collection[Path]) -> int:
+        """`NEVER` for a run whose GeMS could not be trained."""
+        world = self.made.worlds[self.made.runs.index(run)]
+        return NEVER if failed and place_of(run.settings, world, self.options.pretrained)[0] in failed else 0
 
     @property
     def checkpoints(self) -> Path:
@@ -250,7 +251,9 @@ class _Shard:
             row: dict[str, Any] = {"run": number, "method": run.settings.method, "env": run.settings.env}
             row |= {"seed": run.settings.seed, "variant": run.settings.variant} | run.values
             row |= {"status": "finished", "steps": self.done, "privileged": run.settings.privileged}
-            if not self.going[place_]:
+            if self.frozen_at[place_] == NEVER:
+                row |= {"status": "frozen: a loss of its GeMS was no longer finite", "steps": 0}
+            elif not self.going[place_]:
                 row |= {"status": f"frozen: {last[number]['frozen']}", "steps": int(self.frozen_at[place_])}
             if np.isfinite(best[place_]):
                 agent = of_run(self.state.best_agent, place_)

@@ -6,12 +6,9 @@ Called by `experiments.sweep --export` and notebooks.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from gemsjax import checkpoint, disk, runs, tracking
 from gemsjax.errors import DataError, require_count
@@ -19,7 +16,8 @@ from gemsjax.prepare import identity_of
 from gemsjax.settings import from_config
 from gemsjax.sweep import files
 from gemsjax.sweep.axes import Run
-from gemsjax.sweep.bundle import bundle, data_like, with_key
+from gemsjax.sweep.bundle import bundle, identity, saved_like, with_key
+from gemsjax.sweep.drive import target_of
 
 
 def export(directory: Path | str, number: int, root: Path | str, *, overwrite: bool = False) -> Path:
@@ -27,39 +25,37 @@ def export(directory: Path | str, number: int, root: Path | str, *, overwrite: b
 
     Raises:
       SettingError: no such run, or a run directory that is already there.
-      DataError: no sweep, or none with an undamaged checkpoint.
+      DataError: no sweep, none with an undamaged checkpoint, or a frozen run, which nobody could continue.
     """
     directory = Path(directory)
     told = files.read(directory)
     require_count("run", number, 0, len(told["runs"]) - 1)
     shard = next(i for i, numbers in enumerate(told["shards"]) if number in numbers)
-    numbers = told["shards"][shard]
-    listed = [Run(told["runs"][n]["values"], from_config(told["runs"][n]["settings"]).resolved()) for n in numbers]
-    made, place = bundle(listed), numbers.index(number)
-    data = data_like(made)
-    state = jax.eval_shape(lambda data: made.training.init(with_key(data)), data)
-    like = (state, data, jax.ShapeDtypeStruct((), jnp.int32))
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(numbers), *x.shape), x.dtype), like)
-    identity = {"runs": [identity_of(run.settings, world) for run, world in zip(listed, made.worlds, strict=True)]}
-    source = files.shard(directory, shard)
-    (state, data, frozen_at), step, _ = checkpoint.restore(source / "checkpoints", like, config=identity)
-    if int(frozen_at[place]) > 0 and not np.isfinite(state.best_return[place]):
-        raise DataError(
-            f"run {number} of {directory} was frozen before its first validation: there is nothing to export"
-        )
-    run, world = listed[place], made.worlds[place]
+    numbers, source = told["shards"][shard], files.shard(directory, shard)
+    mine = [row for row in tracking.read_metrics(source) if row["run"] == number]
+    stopped = [row["frozen"] for row in mine if "frozen" in row]
+    if stopped or not mine:
+        why = f"it was frozen: {stopped[0]}" if stopped else "it never began"
+        raise DataError(f"run {number} of {directory} is none that could be continued: {why}")
+    listed = [told["runs"][n] for n in numbers]
+    made = bundle([Run(run["values"], from_config(run["settings"]).resolved()) for run in listed])
+    place = numbers.index(number)
+    saved = checkpoint.restore(source / "checkpoints", saved_like(made), config=identity(made), on_host=True)
+    (state, data, _), step = saved.tree, saved.step
+    run, world = made.runs[place], made.worlds[place]
     config = dataclasses.asdict(run.settings)
     target = Path(root) / runs.name_of(run.settings).directory
     with tracking.RunDirectory(target, config, overwrite=overwrite):
-        mine = jax.tree.map(lambda x: x[place], (state, data))
-        tree = (mine[0], with_key(mine[1]))
+        state, data = jax.tree.map(lambda x: x[place], (state, data))
+        tree = (state, with_key(data))
         checkpoint.save(target / "checkpoints", tree, step=step, config=identity_of(run.settings, world))
         log = tracking.MetricsLog(target)
-        for row in tracking.read_metrics(source):
-            if row["run"] == number and row["step"] <= step:
+        for row in mine:
+            if row["step"] <= step:
                 log.append({name: value for name, value in row.items() if name != "run"})
-        if files.results(directory, shard).exists():
-            _result(target, json.loads(files.results(directory, shard).read_text(encoding="utf-8")), number)
+        rows = files.results(directory, shard, target_of(made))
+        if rows is not None and step == run.settings.steps:
+            _result(target, rows, number)
     return target
 
 

@@ -17,6 +17,7 @@ import io
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -39,46 +40,56 @@ def deal(runs: int, shards: int) -> list[list[int]]:
 def begin(
     directory: Path, runs: Sequence[Run], shards: int, about: Mapping[str, Any], *, resume: bool, overwrite: bool
 ) -> list[list[int]]:
-    """Write `sweep.json`, or find that of the sweep that goes on; returns the runs of each shard.
+    """Write `sweep.json`, or continue that of the sweep that goes on; returns the runs of each shard.
+
+    A resumed sweep keeps its shards; `about` (devices, versions) is added to its list of starts.
 
     Raises:
       SettingError: there is a sweep already, and neither `resume` nor `overwrite` was given.
-      DataError: another sweep lies there.
+      DataError: another sweep lies there, or one that goes on.
     """
     require(not (resume and overwrite), "--resume with --overwrite", True, "only one of them")
-    index = directory / _INDEX
-    if index.exists() and not overwrite:
+    started, starts = time.strftime("%Y-%m-%d %H:%M:%S"), []
+    dealt = deal(len(runs), shards)
+    if index(directory).exists() and not overwrite:
         if not resume:
             flags = "there is a sweep; --resume continues it, --overwrite deletes it"
             raise SettingError("sweep directory", str(directory), flags)
-        return _same(directory, runs)
-    if directory.exists() and not index.exists() and any(directory.iterdir()):
+        dealt, starts = _same(directory, runs), read(directory)["starts"]
+    elif index(directory).exists():
+        _empty(directory)
+    elif directory.exists() and any(directory.iterdir()):
         raise DataError(f"{directory} is not empty and holds no sweep; choose another --out")
-    dealt = deal(len(runs), shards)
-    for number in range(len(dealt)):
-        if overwrite and shard(directory, number).exists():  # refused if it is no run's directory or in use
-            tracking.RunDirectory(shard(directory, number), {}, overwrite=True).close()
-            (shard(directory, number) / _RESULTS).unlink(missing_ok=True)
     directory.mkdir(parents=True, exist_ok=True)
     listed = [
         {"number": number, "values": run.values, "settings": dataclasses.asdict(run.settings)}
         for number, run in enumerate(runs)
     ]
-    disk.write_json(index, {"format": FORMAT, **about, "shards": dealt, "runs": listed})
+    starts = [*starts, {"at": started, **about}]
+    disk.write_json(index(directory), {"format": FORMAT, "starts": starts, "shards": dealt, "runs": listed})
     return dealt
 
 
-def wait_for(path: Path, seconds: float, what: str) -> None:
-    """Wait until a file of another process is there.
+def continued(directory: Path, runs: Sequence[Run]) -> list[list[int]]:
+    """The runs of each shard of a sweep that another process has begun.
 
     Raises:
-      DataError: it did not appear in time.
+      DataError: it is another sweep.
     """
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        if time.monotonic() > deadline:
-            raise DataError(f"{path} did not appear within {seconds:.0f} s: {what}")
-        time.sleep(0.2)
+    return _same(directory, runs)
+
+
+def _empty(directory: Path) -> None:
+    """Delete a sweep, provided that no process works on it; the index goes last, so that it can be repeated."""
+    shards = sorted((directory / "shards").glob("*"))
+    with ExitStack() as locks:
+        for path in shards:
+            locks.enter_context(tracking.RunDirectory(path, {}, resume=True))
+    for path in shards:
+        tracking.RunDirectory(path, {}, overwrite=True).close()
+        (path / "config.json").unlink()
+    for name in (_RUNS, _METRICS, _INDEX):
+        (directory / name).unlink(missing_ok=True)
 
 
 def index(directory: Path) -> Path:
@@ -125,17 +136,38 @@ def _same(directory: Path, runs: Sequence[Run]) -> list[list[int]]:
     return there["shards"]
 
 
-def write_results(directory: Path, number: int, rows: list[dict[str, Any]]) -> None:
+Target = Mapping[str, Any]
+"""What results are of: `steps`, `test_users`, `test_stream`."""
+
+
+def write_results(directory: Path, number: int, target: Target, rows: list[dict[str, Any]]) -> None:
     """A shard's rows of results, the sign that it is finished."""
-    disk.write_json(shard(directory, number) / _RESULTS, rows)
+    disk.write_json(shard(directory, number) / _RESULTS, {"of": target, "rows": rows})
 
 
-def results(directory: Path, number: int) -> Path:
-    """Where a shard's results lie once it is finished."""
-    return shard(directory, number) / _RESULTS
+def results(directory: Path, number: int, target: Target) -> list[dict[str, Any]] | None:
+    """A shard's rows of results if it is finished, and with this target."""
+    try:
+        found = json.loads((shard(directory, number) / _RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found["rows"] if found["of"] == target else None
 
 
-def collect(directory: Path) -> list[dict[str, Any]]:
+def wait_for_results(directory: Path, number: int, target: Target, seconds: float) -> None:
+    """Wait until another process has finished its shard.
+
+    Raises:
+      DataError: it did not in time.
+    """
+    deadline = time.monotonic() + seconds
+    while results(directory, number, target) is None:
+        if time.monotonic() > deadline:
+            raise DataError(f"{directory}: another process did not finish shard {number} within {seconds:.0f} s")
+        time.sleep(0.2)
+
+
+def collect(directory: Path, target: Target) -> list[dict[str, Any]]:
     """Make the tables from the finished shards: one row a run.
 
     Raises:
@@ -143,10 +175,10 @@ def collect(directory: Path) -> list[dict[str, Any]]:
     """
     found, metrics = [], []
     for number in range(len(read(directory)["shards"])):
-        try:
-            found += json.loads(results(directory, number).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{directory}: shard {number} is not finished ({error}); --resume continues it") from error
+        rows = results(directory, number, target)
+        if rows is None:
+            raise DataError(f"{directory}: shard {number} is not finished; --resume continues it")
+        found += rows
         metrics += tracking.read_metrics(shard(directory, number))
     found.sort(key=lambda row: row["run"])
     metrics.sort(key=lambda row: (row["step"], row["run"]))

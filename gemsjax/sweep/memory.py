@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -83,13 +85,24 @@ def device_limit(layout: Layout) -> int | None:
     if device.platform == "cpu":
         if not hasattr(os, "sysconf"):
             return None
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(layout.devices)
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return min(machine, *_container_limits()) // len(layout.devices)
     stats = device.memory_stats() or {}
     return stats.get("bytes_limit")
 
 
+def _container_limits() -> list[int]:
+    """What a container may use, where the system says so."""
+    found = [1 << 62]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        file = Path("/sys/fs/cgroup") / name
+        with suppress(OSError, ValueError):
+            found.append(int(file.read_text()))
+    return found
+
+
 def refuse_unless_fits(found: Need, layout: Layout, smaller: Callable[[Layout], Need]) -> None:
-    """Raise before anything trains if a device has too little, naming the largest group that would fit.
+    """Raise before anything trains if a device has too little, naming the largest group that fits.
 
     Args:
       found: of `layout`.
@@ -106,10 +119,13 @@ def refuse_unless_fits(found: Need, layout: Layout, smaller: Callable[[Layout], 
     if found.arguments > found.limit:
         most = found.limit // max(sum(found.parts.values()), 1)
         raise SettingError("runs of a device", told, f"at most {most} of this size, in {found.limit / 2**20:,.0f} MiB")
-    group = layout.group
-    while group > 1:
-        group = (group + 1) // 2
-        share = -(-layout.runs // len(layout.devices))
+    share = -(-layout.runs // len(layout.devices))
+    fits, too_many = 0, layout.group
+    while too_many - fits > 1:  # what is needed grows with the group
+        group = (fits + too_many) // 2
         if smaller(dataclasses.replace(layout, group=group, groups=-(-share // group))).fits:
-            raise SettingError("group", layout.group, f"at most {group}: {told}, of {found.limit / 2**20:,.0f}")
-    raise SettingError("group", layout.group, f"fewer runs or a smaller replay: {told} of {found.limit / 2**20:,.0f}")
+            fits = group
+        else:
+            too_many = group
+    wanted = f"at most {fits}" if fits else "fewer runs, or a smaller replay"
+    raise SettingError("group", layout.group, f"{wanted}: {told}, of {found.limit / 2**20:,.0f} MiB")

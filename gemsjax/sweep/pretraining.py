@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemsjax import checkpoint, datasets, disk, methods, prepare, tracking
-from gemsjax.errors import TrainingError
 from gemsjax.prepare import World, as_arrays, has_checkpoints
 from gemsjax.prepare import gems as single
 from gemsjax.pretrain.gems import GeMSHypers, GeMSState, Pretraining, Slates, make_pretraining
@@ -39,15 +38,17 @@ class _One(NamedTuple):
     config: dict[str, Any]
 
 
-def pretrain(made: Bundle, root: Path, data_root: Path, layout: Layout) -> None:
+def pretrain(made: Bundle, root: Path, data_root: Path, layout: Layout, stop: tracking.StopRequest) -> frozenset[Path]:
     """Pre-train what is missing. Stopped, it continues at the epoch that it was in.
 
+    Returns:
+      Directories of those whose loss was no longer finite; the others are finished and kept.
+
     Raises:
-      TrainingError: a loss is no longer finite, whose run is named; the others are finished and kept first.
       KeyboardInterrupt: Ctrl-C or SIGTERM.
     """
     if methods.method(made.settings.method).ranker != "gems":
-        return
+        return frozenset()
     wanted: dict[Path, _One] = {}
     for run, world in zip(made.runs, made.worlds, strict=True):
         directory, config = single.place_of(run.settings, world, root)
@@ -61,8 +62,12 @@ def pretrain(made: Bundle, root: Path, data_root: Path, layout: Layout) -> None:
         missing = [
             one for _, one in sorted(wanted.items()) if single.kept_weights(one.settings, one.world, root) is None
         ]
-        if missing:
-            _Pretraining(missing, root, data_root, layout).drive()
+        if not missing:
+            return frozenset()
+        together = _Pretraining(missing, root, data_root, layout)
+        if stop.requested:
+            raise KeyboardInterrupt("before GeMS is pre-trained")
+        return together.drive(stop)
 
 
 class _Pretraining:
@@ -74,10 +79,10 @@ class _Pretraining:
         group = None if layout.group == 1 else min(layout.group, len(ones))
         self.layout = make_layout(len(ones), kind, group, layout.devices)
         self.pretraining: Pretraining = make_pretraining(self.gems.spec, ones[0].world.dims)
-        self.config = {"gems": [one.config for one in ones]}
-        self.directory = root / "GeMS" / f"together-{checkpoint.config_hash(self.config)[:6]}"
         logs = {prepare.log_directory(one.settings, one.world, data_root): one for one in ones}
         logged = [prepare.logged_data(one.settings, one.world, data_root) for one in logs.values()]
+        self.config = {"gems": [one.config for one in ones], "datasets": [data.checksum for data in logged]}
+        self.directory = root / "GeMS" / f"together-{checkpoint.config_hash(self.config)[:6]}"
         splits = [tuple(map(prepare.on_device, datasets.split(data))) for data in logged]
         validation, training = (_stack(parts) for parts in zip(*splits, strict=True))
         self.bound = [single.bound_slates(data) for data in logged]
@@ -85,8 +90,8 @@ class _Pretraining:
         self.which = [self.logs.index(prepare.log_directory(o.settings, o.world, data_root)) for o in ones]
         self.validation, self.training = validation, training
 
-    def drive(self) -> None:
-        """All epochs; then the weights of each, where a single run's lie."""
+    def drive(self, stop: tracking.StopRequest) -> frozenset[Path]:
+        """All epochs; then the weights of each, where a single run's lie. Returns the directories without any."""
         begin = lambda data: self.pretraining.init(single.first_key(_key(data)))  # noqa: E731
         updates, validate = over_runs(self.layout, begin, self._updates), over_runs(self.layout, begin, self._validate)
         self.update = jax.jit(updates.call, donate_argnums=1)
@@ -97,7 +102,7 @@ class _Pretraining:
             for one, which in zip(self.ones, self.which, strict=True)
         ]  # fmt: skip
         self.data = place(self.layout, jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *data))
-        with ExitStack() as held, tracking.StopRequest() as stop:
+        with ExitStack() as held:
             for one in self.ones:
                 held.enter_context(tracking.RunDirectory(one.directory, one.config, resume=True))
             state, done, fine = self._resume(updates)
@@ -106,7 +111,7 @@ class _Pretraining:
                 log.truncate(done + 1)
             for epoch in range(done, self.gems.epochs):
                 state, fine = self._epoch(state, fine, epoch, logs, stop)
-            self._keep(state, fine)
+            return self._keep(state, fine)
 
     def _resume(self, updates: Program) -> tuple[GeMSState, int, np.ndarray]:
         fine = np.ones(len(self.ones), bool)
@@ -136,22 +141,26 @@ class _Pretraining:
         state, validated = self.validate(self.data, state, going(self.layout, fine), self.validation)
         told = gather(self.layout, validated)
         fine = fine & np.isfinite(told["loss"])
-        for number, log in enumerate(logs):
+        for number in np.flatnonzero(fine):
+            log = logs[number]
             means = {name: float(np.concatenate([p[name][number] for p in losses]).mean()) for name in losses[0]}
             log.append({"step": epoch + 1, **means, **{f"validation_{k}": float(v[number]) for k, v in told.items()}})
         tree = (gather(self.layout, state), fine)
         checkpoint.save(self.directory / "checkpoints", tree, step=epoch + 1, config=self.config, keep=1)
         return state, fine
 
-    def _keep(self, state: GeMSState, fine: np.ndarray) -> None:
+    def _keep(self, state: GeMSState, fine: np.ndarray) -> frozenset[Path]:
         bounds = jax.jit(self.pretraining.bounds)
         for number, one in enumerate(self.ones):
             if fine[number]:
                 weights = bounds(of_run(state.best_params, number), self.bound[self.which[number]])
                 checkpoint.save(one.directory / single.WEIGHTS, weights, step=self.gems.epochs, config=one.config)
-        if not fine.all():
-            names = ", ".join(str(one.directory) for one, well in zip(self.ones, fine, strict=True) if not well)
-            raise TrainingError(f"a loss of GeMS is no longer finite in {names}; the other runs' weights are kept")
+        failed = frozenset(one.directory for one, well in zip(self.ones, fine, strict=True) if not well)
+        for directory in sorted(failed):
+            print(f"a loss of GeMS is no longer finite in {directory}; the others are kept and go on", flush=True)
+        if not failed:
+            checkpoint.remove(self.directory / "checkpoints")
+        return failed
 
     def _updates(
         self, data: Data, state: GeMSState, active: Array, training: Slates, epoch: Array, batches: Array

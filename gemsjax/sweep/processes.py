@@ -8,11 +8,15 @@ start the sweep again. Called by `experiments.sweep`, before anything else uses 
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+from jax.experimental import multihost_utils
 
 from gemsjax.errors import SettingError, require_count
+
+WAIT = 7 * 24 * 3600
+"""Seconds that processes wait for each other at the end."""
 
 
 class Process(NamedTuple):
@@ -36,6 +40,8 @@ def start(
     Raises:
       SettingError: only some of the three are given, or a number out of range.
     """
+    # Who is done first waits for the others, however long they take: else all would be ended after five minutes.
+    patience: dict[str, Any] = {"heartbeat_timeout_seconds": heartbeat, "shutdown_timeout_seconds": WAIT}
     given = [value is not None for value in (coordinator, count, number)]
     if any(given) and not all(given):
         raise SettingError("--coordinator, --processes, --process", (coordinator, count, number), "all three, or none")
@@ -47,12 +53,26 @@ def start(
             return Process()
         if ":" not in coordinator:
             raise SettingError("--coordinator", coordinator, "HOST:PORT of the first process")
-        jax.distributed.initialize(coordinator, count, number, heartbeat_timeout_seconds=heartbeat)
+        jax.distributed.initialize(coordinator, count, number, **patience)
     elif under_slurm() or under_kubernetes():
-        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat)
+        jax.distributed.initialize(**patience)
+        _take_all_devices()
     else:
         return Process()
     return Process(jax.process_index(), jax.process_count())
+
+
+def _take_all_devices() -> None:
+    """Under Slurm JAX leaves each process one device, even where it is the only one of its machine."""
+    if under_slurm() and os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0] == "1":
+        for kind in ("cuda", "rocm"):
+            jax.config.update(f"jax_{kind}_visible_devices", "all")
+
+
+def together(name: str, process: Process) -> None:
+    """Wait until all processes have come here."""
+    if process.total > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def under_slurm() -> bool:
