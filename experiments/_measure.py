@@ -57,10 +57,12 @@ def times(call: Callable[[], Any], repeats: int = REPEATS) -> list[float]:
     return seconds
 
 
-def figure_of(name: str, unit: str, amount: float, flops: float | None, call: Callable[[], Any]) -> Figure:
+def figure_of(
+    name: str, unit: str, amount: float, flops: float | None, call: Callable[[], Any], repeats: int = REPEATS
+) -> Figure:
     """Measure `call`, which does `amount` units of work and `flops` operations each time."""
     before = matrix_rate()
-    seconds = times(call)
+    seconds = times(call, repeats)
     rate = (before + matrix_rate()) / 2
     median = statistics.median(seconds)
     fraction = flops / (rate * 1e9) / median if flops else None

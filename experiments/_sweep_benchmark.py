@@ -27,8 +27,9 @@ from gemsjax.sweep.memory import device_limit
 from gemsjax.train import Run, TrainState
 from gemsjax.types import Array, Key
 
-STEPS = 20
-"""Of every run in a measured call."""
+STEPS, REPEATS, EPISODES = 50, 3, 2_000
+"""Steps of every run in a measured call, calls, and episodes of the replay: a call copies the replays of its runs,
+which an epoch of a thousand steps with 10,000 episodes does not notice, and a short call would."""
 EPOCH = 1_000
 """Steps between validations, of the figures in seconds."""
 
@@ -43,7 +44,7 @@ def figures(settings: TrainSettings, most: int | None) -> list[Figure]:
       SettingError: `most` below 1.
     """
     require_count("--sweep-runs", 8 if most is None else most)
-    plan = dataclasses.replace(settings.resolved().plan, warm_up=20)
+    plan = dataclasses.replace(settings.resolved().plan, warm_up=20, replay_capacity=EPISODES)
     base = dataclasses.replace(settings, plan=plan).resolved()
     cpu = jax.devices()[0].platform == "cpu"
     most = (8 if cpu else 1 << 20) if most is None else most
@@ -55,7 +56,7 @@ def figures(settings: TrainSettings, most: int | None) -> list[Figure]:
             made = _made(base, count)
             call = _over(made, kind, made.training.steps, STEPS)
             work = flops * count * STEPS if flops else None
-            found.append(figure_of(f"sweep_{count}_{kind}", "run-updates/s", count * STEPS, work, call))
+            found.append(figure_of(f"sweep_{count}_{kind}", "run-updates/s", count * STEPS, work, call, REPEATS))
             count *= 2
     return found + parts(base, min(most, 4 if cpu else 64))
 
@@ -86,7 +87,7 @@ def one_by_one(base: TrainSettings) -> tuple[Figure, float | None]:
     compiled = jax.jit(made.training.steps, donate_argnums=1).lower(run, state, jnp.arange(STEPS)).compile()
     flops = flops_of(compiled)
     call = _continued(state, lambda state, numbers: compiled(run, state, numbers), STEPS)
-    return figure_of("one_by_one", "run-updates/s", STEPS, flops * STEPS if flops else None, call), flops
+    return figure_of("one_by_one", "run-updates/s", STEPS, flops * STEPS if flops else None, call, REPEATS), flops
 
 
 def _over(made: Bundle, kind: str, steps: Steps, count: int) -> Callable[[], Any]:
@@ -129,7 +130,7 @@ def parts(base: TrainSettings, count: int) -> list[Figure]:
             return jax.lax.scan(one, state, numbers)
 
         times = 1 if name == "validate" else EPOCH // STEPS
-        told = figure_of(f"epoch_{name}_{count}_runs", "s", 1.0, None, _over(made, "auto", scanned, steps))
+        told = figure_of(f"epoch_{name}_{count}_runs", "s", 1.0, None, _over(made, "auto", scanned, steps), REPEATS)
         value, low, high = (times / speed for speed in (told.value, told.low, told.high))
         found.append(dataclasses.replace(told, value=value, low=low, high=high))
     return found
