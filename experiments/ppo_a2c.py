@@ -125,9 +125,9 @@ class Train:
     log_interval: int = TrainConfig.log_interval
     """Turns between lines of the log."""
     eval_interval: int = TrainConfig.eval_interval
-    """Turns between evaluations."""
+    """Turns between evaluations, which take place at lines of the log."""
     save_interval: int = TrainConfig.save_interval
-    """Turns between checkpoints."""
+    """Turns between checkpoints, likewise."""
     env: EnvConfig = EnvConfig()
     model: ModelConfig = ModelConfig()
     ppo: PPOConfig = PPOConfig()
@@ -155,7 +155,7 @@ class Evaluate:
     episodes: int = 10
     """How many."""
     seed: int = 0
-    """Of the users (none of which training met)."""
+    """Of the users; training met none of them, unless the checkpoint is of --env.fixed-users."""
     greedy: bool = False
     """Show the likeliest item instead of drawing one."""
     device: str = "auto"

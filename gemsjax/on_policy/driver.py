@@ -26,7 +26,10 @@ from gemsjax.tracking import StopRequest
 from gemsjax.types import Array, Key
 
 EVALUATION_SEED = 7_345_604
-"""Of the users that policies are judged on; those of training come from the run's own key."""
+"""Of the users that policies are judged on; those of training come from the run's own key.
+
+With `fixed_users` both are drawn from the one table of users, so that training has met those that judge.
+"""
 
 
 class Outcome(NamedTuple):
@@ -136,7 +139,7 @@ def judged(config: Config, run: Run, networks: Networks, episodes: int, greedy: 
 
 
 def evaluation_key(seed: int = 0) -> Key:
-    """Of users that no training has met."""
+    """Of the users that judge (see `EVALUATION_SEED`)."""
     return jax.random.fold_in(jax.random.key(EVALUATION_SEED), seed)
 
 

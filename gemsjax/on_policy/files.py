@@ -144,14 +144,14 @@ def load(directory: disk.PathLike) -> Loaded:
 
 
 def require_no_logs(config: Config) -> None:
-    """Refuse to begin a run where another one has left lines of its log: they would be lost.
+    """Refuse to begin a run where another one has left its log, which would be lost.
 
     Raises:
       SettingError: naming the table.
     """
     for tag in tags(config):
         table = Path(config.train.log_dir) / f"{tag}.csv"
-        accepted = "another directory for the log of a new run; this one's holds that of an earlier run"
+        accepted = "another directory; --resume writes over what is there beyond the newest checkpoint"
         require(not _rows(table), "log_dir", str(table), accepted)
 
 
