@@ -21,7 +21,7 @@ PAIRS = (
 
 
 def by_seed(records: Sequence[Mapping[str, Any]], world: str, how: str = "greedy") -> dict[str, dict[int, float]]:
-    """Mean return by policy and seed, in one world: variants `greedy` or `sampled`, and references (one and the same)."""
+    """Mean return by policy and seed, in one world: of variants `greedy` or `sampled`, of references the only one."""
     found: dict[str, dict[int, float]] = {}
     for record in records:
         if record["world"] == world:
@@ -51,8 +51,9 @@ def comparisons(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def markdown(records: Sequence[Mapping[str, Any]], about: str) -> str:
     """Both tables; `about` says how many users judged, and the budget."""
     seeds, turns = len({record["seed"] for record in records}), [record["turns"] for record in records]
+    horizon = records[0]["config"]["env"]["max_episode_steps"]
     lines = [
-        f"Return of an episode of {records[0]['config']['env']['max_episode_steps']} turns after {min(turns):,} turns of "
+        f"Return of an episode of {horizon} turns after {min(turns):,} turns of "
         f"training, rounded up to whole rollouts (to {max(turns):,} at most): mean and 95 % t-interval over {seeds} "
         f"seeds, each with an item table of its own; {about}.",
         "",
@@ -72,8 +73,8 @@ def markdown(records: Sequence[Mapping[str, Any]], about: str) -> str:
         "",
         "‡ knows the item table; no policy is better.",
         "",
-        "Differences of returns, paired by seed (item table and users are the same). Intervals and p are of each comparison "
-        "by itself, not corrected for how many there are.",
+        "Differences of returns, paired by seed (item table and users are the same). Intervals and p are of each "
+        "comparison by itself, not corrected for how many there are.",
         "",
         "| world | returns | policy | less | difference, 95 % interval | p (paired t) |",
         "|---|---|---|---|---|---|",

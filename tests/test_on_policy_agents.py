@@ -117,8 +117,16 @@ MANY = Plan(users_per_step=8, batch_size=8, replay_capacity=8, warm_up=0)
         ("a2c-topk-mf", {"hypers": a2c.A2CHypers(entropy=-1.0)}, "entropy = -1.0"),
         ("a2c-gems", {"plan": Plan(batch_size=20, replay_capacity=100)}, "episodes of its own step"),
         ("ppo-gems", {"plan": dataclasses.replace(MANY, stale=True)}, "stale = True .* only False, since PPO"),
-        ("a2c-topk-mf", {"plan": dataclasses.replace(MANY, updates_per_step=4)}, "updates_per_step = 4 .* only 1, since A2C"),
-        ("ppo-topk-mf", {"plan": dataclasses.replace(MANY, update_in_warm_up=True)}, "update_in_warm_up = True .* only"),
+        (
+            "a2c-topk-mf",
+            {"plan": dataclasses.replace(MANY, updates_per_step=4)},
+            "updates_per_step = 4 .* only 1",
+        ),
+        (
+            "ppo-topk-mf",
+            {"plan": dataclasses.replace(MANY, update_in_warm_up=True)},
+            "update_in_warm_up = True",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused(method, part, says):

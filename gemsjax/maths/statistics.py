@@ -1,4 +1,4 @@
-"""Statistics over seeds: Student-t interval, Welch's and the paired t-test, interquartile mean with bootstrap intervals. NumPy, host.
+"""Statistics over seeds: Student-t interval, t-tests, interquartile mean with bootstrap intervals. NumPy, host.
 
 Called by experiments that make tables and pictures. Means and Welch's test follow the paper's section 5; interquartile
 mean and bootstrap follow Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (2021).

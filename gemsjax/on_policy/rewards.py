@@ -1,14 +1,14 @@
-"""Rewards of other kinds of feed, as the public RecSys_RL project's guide to imitation agents weighs them. Pure functions.
+"""Rewards of other kinds of feed, as the public RecSys_RL project's guide to imitation agents weighs them. Pure.
 
 For environments and simulators of one's own: no environment here has such signals. Each preset is a tuple of signals of
 a turn, of any one shape [...], and a function from it to the reward [...]. A turn of which any signal is not finite is
 worth 0 (`known` tells which), and nothing returns NaN. Weights are the guide's; shares and ratios are taken as given,
 not clipped.
 
-Left out, since they are parts of an environment: what the guide's agents see (a short video's engagement so far, time of
-day and run of one creator; a long video's progress and the mean of the last 50), candidate sets, the choice of a kind
-(post, ad or follow; lesson, review or practice) before the item, at most one ad in five items, and the end of an episode
-after five recommendations without a click.
+Left out, since they are parts of an environment: what the guide's agents see (a short video's engagement so far, time
+of day and run of one creator; a long video's progress and the mean of the last 50), candidate sets, the choice of a
+kind (post, ad or follow; lesson, review or practice) before the item, at most one ad in five items, and the end of an
+episode after five recommendations without a click.
 """
 
 from __future__ import annotations
