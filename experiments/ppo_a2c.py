@@ -28,7 +28,7 @@ clock). Returns of an episode, four seeds, 95 % intervals:
 So with 1000 items 100,000 turns are too few for either: PPO still draws almost at random, A2C has closed on one item,
 which the drift alone pays for. With 10 items PPO reaches 95.2 ± 2.0 % of the optimum, A2C 71 ± 29 %. Advantages in each
 environment are worth 0.93 (0.60 to 1.26) to PPO's greedy policy and 4.97 (4.18 to 5.76) to the one that draws, paired
-by seed; A2C differs from neither of its variants by more than its interval. Not corrected for the number of comparisons.
+by seed; A2C differs from neither of its variants by more than its interval. Not corrected for how many comparisons.
 """
 
 from __future__ import annotations

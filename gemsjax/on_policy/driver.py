@@ -190,7 +190,7 @@ class _Driver:
 def _equal(given: DotProductParams, stored: DotProductParams) -> bool:
     """Whether these are the same tables, shapes included."""
     pairs = zip(jax.tree.leaves(given), jax.tree.leaves(stored), strict=True)
-    return all(np.array_equal(*(np.asarray(leaf) for leaf in pair)) for pair in pairs)
+    return all(np.array_equal(np.asarray(one), np.asarray(other)) for one, other in pairs)
 
 
 def _told(metrics: dict[str, np.ndarray], state: LearnState) -> dict[str, float | None]:
