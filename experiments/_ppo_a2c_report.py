@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from gemsjax import plots
-from gemsjax.maths.statistics import t_interval, welch
+from gemsjax.maths.statistics import paired, t_interval
 from gemsjax.on_policy.evaluation import REFERENCES
 
 TITLES = {"random": "random items", "same-item": "one item for everybody", "best-item": "best item ‡"}
+WAYS = {"greedy": "greedy", "drawn": "sampled"}
 PAIRS = (
     ("PPO", "random"), ("A2C", "random"), ("PPO", "same-item"), ("A2C", "same-item"), ("PPO", "A2C"),
     ("PPO", "PPO, published"), ("A2C", "A2C, published"), ("A2C", "A2C, n-step"), ("best-item", "PPO"),
@@ -20,7 +21,7 @@ PAIRS = (
 
 
 def by_seed(records: Sequence[Mapping[str, Any]], world: str, how: str = "greedy") -> dict[str, dict[int, float]]:
-    """Mean return by policy (variants and references) and seed, in one world."""
+    """Mean return by policy and seed, in one world: of variants `greedy` or `sampled`, of references the only one."""
     found: dict[str, dict[int, float]] = {}
     for record in records:
         if record["world"] == world:
@@ -31,26 +32,30 @@ def by_seed(records: Sequence[Mapping[str, Any]], world: str, how: str = "greedy
 
 
 def comparisons(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Differences of greedy returns, paired by seed (one item table, the same users), with 95 % t-intervals."""
+    """Differences of greedy and of drawn returns, paired by seed (one item table, the same users): 95 % t-intervals."""
     rows = []
     for world in dict.fromkeys(record["world"] for record in records):
-        found = by_seed(records, world)
-        for one, other in PAIRS:
-            if one in found and other in found:
-                seeds = sorted(found[one].keys() & found[other].keys())
-                ours, theirs = (np.array([found[name][seed] for seed in seeds]) for name in (one, other))
-                gap = t_interval(ours - theirs)
-                about = {"difference": gap.value, "low": gap.low, "high": gap.high, "welch_p": welch(ours, theirs)}
-                rows.append({"world": world, "policy": one, "less": other, "seeds": len(seeds)} | about)
+        for way, how in WAYS.items():
+            found = by_seed(records, world, how)
+            for one, other in PAIRS:
+                if one in found and other in found:
+                    seeds = sorted(found[one].keys() & found[other].keys())
+                    ours, theirs = (np.array([found[name][seed] for seed in seeds]) for name in (one, other))
+                    gap = t_interval(ours - theirs)
+                    about = {"difference": gap.value, "low": gap.low, "high": gap.high, "p": paired(ours, theirs)}
+                    names = {"world": world, "returns": way, "policy": one, "less": other}
+                    rows.append(names | {"seeds": len(seeds)} | about)
     return rows
 
 
 def markdown(records: Sequence[Mapping[str, Any]], about: str) -> str:
     """Both tables; `about` says how many users judged, and the budget."""
-    seeds = len({record["seed"] for record in records})
+    seeds, turns = len({record["seed"] for record in records}), [record["turns"] for record in records]
+    horizon = records[0]["config"]["env"]["max_episode_steps"]
     lines = [
-        f"Return of an episode of 20 turns after {records[0]['turns']:,} turns of training or a few more: mean and 95 "
-        f"% t-interval over {seeds} seeds, each with an item table of its own; {about}.",
+        f"Return of an episode of {horizon} turns after {min(turns):,} turns of "
+        f"training, rounded up to whole rollouts (to {max(turns):,} at most): mean and 95 % t-interval over {seeds} "
+        f"seeds, each with an item table of its own; {about}.",
         "",
         "| world | policy | greedy | drawn | share of the optimum (greedy) |",
         "|---|---|---|---|---|",
@@ -59,28 +64,31 @@ def markdown(records: Sequence[Mapping[str, Any]], about: str) -> str:
         greedy, sampled = by_seed(records, world), by_seed(records, world, "sampled")
         for name in sorted(greedy, key=lambda name: np.mean(list(greedy[name].values()))):
             reference = name in REFERENCES
-            share = np.mean([greedy[name][seed] / greedy["best-item"][seed] for seed in greedy[name]])
+            shares = [100.0 * greedy[name][seed] / greedy["best-item"][seed] for seed in greedy[name]]
             drawn = "" if reference else _interval(list(sampled[name].values()))
-            cells = (world, TITLES.get(name, name), _interval(list(greedy[name].values())), drawn, f"{share:.0%}")
+            share = f"{_interval(shares, 1)} %"
+            cells = (world, TITLES.get(name, name), _interval(list(greedy[name].values())), drawn, share)
             lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
         "‡ knows the item table; no policy is better.",
         "",
-        "Differences of greedy returns, paired by seed:",
+        "Differences of returns, paired by seed (item table and users are the same). Intervals and p are of each "
+        "comparison by itself, not corrected for how many there are.",
         "",
+        "| world | returns | policy | less | difference, 95 % interval | p (paired t) |",
+        "|---|---|---|---|---|---|",
     ]
-    lines += ["| world | policy | less | difference, 95 % interval | p (Welch, unpaired) |", "|---|---|---|---|---|"]
     for row in comparisons(records):
         gap = f"{row['difference']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
         names = (TITLES.get(row[part], row[part]) for part in ("policy", "less"))
-        lines.append(f"| {' | '.join((row['world'], *names, gap, format(row['welch_p'], '.2g')))} |")
+        lines.append(f"| {' | '.join((row['world'], row['returns'], *names, gap, format(row['p'], '.2g')))} |")
     return "\n".join(lines) + "\n"
 
 
-def _interval(values: Sequence[float]) -> str:
+def _interval(values: Sequence[float], digits: int = 2) -> str:
     estimate = t_interval(values)
-    return f"{estimate.value:.2f}" + ("" if math.isnan(estimate.half) else f" ± {estimate.half:.2f}")
+    return f"{estimate.value:.{digits}f}" + ("" if math.isnan(estimate.half) else f" ± {estimate.half:.{digits}f}")
 
 
 def draw(records: Sequence[Mapping[str, Any]]) -> Any:

@@ -17,7 +17,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,6 +118,19 @@ def restore(
       DataError: no undamaged checkpoint, another configuration (every differing key is named), or leaves that differ
         from those of `like` (each is named).
     """
+    path, manifest = newest_manifest(directory, step)
+    wrong = [] if config is None else differences(manifest["config"], _plain(config))
+    if wrong:
+        raise DataError(f"{path} belongs to another configuration: {'; '.join(wrong)}")
+    return Restored(_from_disk(path, manifest, like, on_host), manifest["step"], manifest)
+
+
+def newest_manifest(directory: PathLike, step: int | None = None) -> tuple[Path, dict[str, Any]]:
+    """Where the newest undamaged checkpoint is, and its manifest: for who must know `config` before the tree's shape.
+
+    Raises:
+      DataError: no undamaged checkpoint, or none of `step`.
+    """
     root = Path(directory).absolute()
     found = _steps(root)
     if step is not None and step not in found:
@@ -130,10 +143,8 @@ def restore(
             damaged.append(str(error))
             continue
         if damaged:
-            warnings.warn(f"going back to the checkpoint of step {number}: {'; '.join(damaged)}", stacklevel=2)
-        if config is not None:
-            _compare_configs(manifest["config"], _plain(config), found[number])
-        return Restored(_from_disk(found[number], manifest, like, on_host), manifest["step"], manifest)
+            warnings.warn(f"going back to the checkpoint of step {number}: {'; '.join(damaged)}", stacklevel=3)
+        return found[number], manifest
     raise DataError(f"{root} holds no usable checkpoint: {'; '.join(damaged) or 'there is none'}")
 
 
@@ -256,12 +267,6 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
     return json.loads(canonical(config))
 
 
-def _compare_configs(saved: dict[str, Any], given: dict[str, Any], path: Path) -> None:
-    wrong = differences(saved, given)
-    if wrong:
-        raise DataError(f"{path} belongs to another configuration: {'; '.join(wrong)}")
-
-
 def _write_manifest(path: Path, about: dict[str, Any]) -> None:
     """Hash and flush every file below `path`, then write and flush the manifest."""
     files = {}
@@ -301,11 +306,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _complete(path: Path) -> bool:
-    try:
-        _read_manifest(path)
-    except DataError:
-        return False
-    return True
+    with suppress(DataError):
+        return bool(_read_manifest(path))
+    return False
 
 
 def _steps(root: Path) -> dict[int, Path]:
@@ -389,7 +392,6 @@ def _alone() -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep orbax's remarks off the terminal; what goes wrong is raised."""
-
     logger, nothing = logging.getLogger("absl"), logging.Filter("no logger has this name")
     logger.addFilter(nothing)
     try:

@@ -59,6 +59,8 @@ class Method:
       knows_simulator: is given the simulator's parameters and click model.
       privileged: sees what a real system could not (scores, user embedding, boredom, the simulator's items).
       on_policy: learns from the episodes of its own step only, so its replay holds just these.
+      own_policy: its update is right only for episodes of the policy that it updates: none that are older, drawn at
+        random, or learnt from before.
       least_users: episodes that an update needs at least.
       assumes: what else it takes for granted, in a table's words.
     """
@@ -77,6 +79,7 @@ class Method:
     knows_simulator: bool = False
     privileged: bool = False
     on_policy: bool = False
+    own_policy: bool = False
     least_users: int = 1
     assumes: tuple[str, ...] = ()
 
@@ -179,8 +182,9 @@ _DDPG = _learner(
     check_hypers=deterministic.validate_hypers,
 )
 _TD3 = _learner(td3, td3.make_td3, td3.TD3Spec, td3.TD3Hypers, check_spec=deterministic.validate_spec)
-_PPO = _learner(ppo, ppo.make_ppo, ppo.PPOSpec, ppo.PPOHypers, plan=_MANY, on_policy=True, least_users=2)
-_A2C = _learner(a2c, a2c.make_a2c, a2c.A2CSpec, a2c.A2CHypers, plan=_MANY, on_policy=True, least_users=2)
+_OWN = {"plan": _MANY, "on_policy": True, "own_policy": True, "least_users": 2}
+_PPO = _learner(ppo, ppo.make_ppo, ppo.PPOSpec, ppo.PPOHypers, **_OWN)
+_A2C = _learner(a2c, a2c.make_a2c, a2c.A2CSpec, a2c.A2CHypers, **_OWN)
 
 METHODS = {
     "random": Method("Random", policy=references.make_random),

@@ -231,6 +231,10 @@ def _check_policy(plan: Plan, entry: methods.Method) -> None:
         for name in ("batch_size", "replay_capacity"):
             accepted = f"users_per_step = {users}: {entry.title} learns from the episodes of its own step"
             require(getattr(plan, name) == users, name, getattr(plan, name), accepted)
+    if entry.own_policy:
+        for name, only in (("stale", False), ("update_in_warm_up", False), ("updates_per_step", 1)):
+            accepted = f"only {only}, since {entry.title} learns once from each episode, of the policy that it updates"
+            require(getattr(plan, name) == only, name, getattr(plan, name), accepted)
     require_count("batch_size", plan.batch_size, entry.least_users)
 
 

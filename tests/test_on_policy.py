@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 from functools import cache
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -104,6 +107,7 @@ TINY = Config(
     env=dataclasses.replace(FOUR, fixed_users=False, max_episode_steps=6),
     model=ModelConfig((8,), (8,), "elu"),
     a2c=A2CConfig(n_steps=4, num_envs=3),
+    ppo=PPOConfig(n_steps=12, num_envs=3, batch_size=6, update_epochs=2),
 )
 
 
@@ -112,61 +116,104 @@ def tiny(root, turns, **changes):
     return dataclasses.replace(TINY, train=train, **changes)
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+class Runs(NamedTuple):
     """A run of 96 turns in one go, and one that was stopped after 48; where, and what they came to."""
+
+    algorithm: str
+    whole: Path
+    parts: Path
+    one: driver.Outcome
+    two: driver.Outcome
+
+    def config(self, turns, **changes):
+        return tiny(self.whole, turns, algorithm=self.algorithm, **changes)
+
+
+@pytest.fixture(scope="module", params=["a2c", "ppo"])
+def runs(request, tmp_path_factory):
     whole, parts = (tmp_path_factory.mktemp(name) for name in ("whole", "parts"))
-    one = driver.train(tiny(whole, 96), quiet=True)
-    driver.train(tiny(parts, 48), quiet=True)
-    two = driver.train(tiny(parts, 96), resume=True, quiet=True)
-    return whole, parts, one, two
+    one = driver.train(tiny(whole, 96, algorithm=request.param), quiet=True)
+    driver.train(tiny(parts, 48, algorithm=request.param), quiet=True)
+    two = driver.train(tiny(parts, 96, algorithm=request.param), resume=True, quiet=True)
+    return Runs(request.param, whole, parts, one, two)
 
 
 def test_a_resumed_run_is_the_same(runs):
-    whole, parts, one, two = runs
+    algorithm, whole, parts, one, two = runs
     assert one.finished and two.finished and one.step == two.step == 96
     for left, right in zip(jax.tree.leaves(one.state), jax.tree.leaves(two.state), strict=True):
         np.testing.assert_array_equal(left, right)
-    for name in ("a2c.csv", "a2c.log", "a2c_eval.csv"):
+    for name in (f"{algorithm}.csv", f"{algorithm}.log", f"{algorithm}_eval.csv"):
         assert (whole / "logs" / name).read_text() == (parts / "logs" / name).read_text()
 
 
 def test_the_log_is_lines_and_a_table(runs):
-    directory = runs[0] / "logs"
-    with open(directory / "a2c.csv", newline="") as stream:
+    directory = runs.whole / "logs"
+    with open(directory / f"{runs.algorithm}.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [int(row["step"]) for row in rows] == [24, 48, 72, 96]
     names = {"loss", "policy_loss", "value_loss", "entropy", "return", "env_0/total_reward", "env_2/std_reward"}
-    assert names <= rows[0].keys()
-    lines = (directory / "a2c.log").read_text().splitlines()
+    assert names <= rows[0].keys() and ("clipped_share" in rows[0]) == (runs.algorithm == "ppo")
+    lines = (directory / f"{runs.algorithm}.log").read_text().splitlines()
     assert len(lines) == 4 and lines[1].startswith("[Step 48] ")
     shown = dict(pair.split("=") for pair in lines[1].removeprefix("[Step 48] ").split(" | "))
     assert all(float(shown[name]) == pytest.approx(float(rows[1][name]), abs=6e-5) for name in names)
 
 
 def test_a_checkpoint_holds_the_item_table_and_plays_alone(runs):
-    whole, _, one, _ = runs
-    loaded = files.load(whole / "checkpoints" / "a2c")
-    assert loaded.step == 96 and loaded.config.algorithm == "a2c" and loaded.config.env == TINY.env
+    one = runs.one
+    loaded = files.load(files.place(runs.config(96)))
+    assert loaded.step == 96 and loaded.config.algorithm == runs.algorithm and loaded.config.env == TINY.env
+    assert loaded.config.method == runs.config(96).method
     assert loaded.config.model == TINY.model
     np.testing.assert_array_equal(loaded.run.env_params.items, one.run.env_params.items)
     ours, theirs = (driver.judged(c, r, s.params, 8, True) for c, r, s in (
-        (TINY, one.run, one.state), (loaded.config, loaded.run, loaded.state)))  # fmt: skip
+        (runs.config(96), one.run, one.state), (loaded.config, loaded.run, loaded.state)))  # fmt: skip
     np.testing.assert_array_equal(ours, theirs)
     assert ours.shape == (8, 6)
 
 
 def test_what_a_run_may_not_go_on_with(runs, tmp_path):
-    whole = runs[0]
     with pytest.raises(SettingError, match="--resume"):
-        driver.train(tiny(whole, 96), quiet=True)
+        driver.train(runs.config(96), quiet=True)
     with pytest.raises(SettingError, match="total_timesteps = 48 .* 96"):
-        driver.train(tiny(whole, 48), resume=True, quiet=True)
-    other = dataclasses.replace(TINY.a2c, gamma=0.5)
-    with pytest.raises(DataError, match="a2c.gamma is 0.99 there and 0.5 here"):
-        driver.train(tiny(whole, 96, a2c=other), resume=True, quiet=True)
-    with pytest.raises(DataError, match="holds no checkpoint"):
+        driver.train(runs.config(48), resume=True, quiet=True)
+    other = dataclasses.replace(runs.config(96).method, gamma=0.5)
+    with pytest.raises(DataError, match=f"{runs.algorithm}.gamma is 0.99 there and 0.5 here"):
+        driver.train(runs.config(96, **{runs.algorithm: other}), resume=True, quiet=True)
+    with pytest.raises(DataError, match="holds no usable checkpoint"):
         files.load(tmp_path)
+
+
+def test_a_resumed_run_keeps_to_the_tables_that_it_began_with(runs):
+    tables = runs.one.run.env_params
+    assert driver.train(runs.config(96), resume=True, params=tables, quiet=True).step == 96
+    for other in (tables.replace(drift=tables.drift + 1.0), tables.replace(items=tables.items[::-1])):
+        with pytest.raises(SettingError, match="params = 'other tables' .* those of the checkpoint"):
+            driver.train(runs.config(96), resume=True, params=other, quiet=True)
+
+
+def test_the_log_of_an_earlier_run_is_not_written_over(runs, tmp_path):
+    config = runs.config(48)
+    elsewhere = dataclasses.replace(config, train=dataclasses.replace(config.train, checkpoint_dir=str(tmp_path)))
+    table = runs.whole / "logs" / f"{runs.algorithm}.csv"
+    before = table.read_text()
+    with pytest.raises(SettingError, match="log_dir = .* another directory"):
+        driver.train(elsewhere, quiet=True)
+    assert table.read_text() == before and not list(tmp_path.iterdir())
+
+
+def test_a_damaged_checkpoint_is_passed_over(runs, tmp_path):
+    copy = tmp_path / "checkpoints"
+    shutil.copytree(files.place(runs.config(96)), copy)
+    largest = max((copy / "step_00000096" / "arrays").rglob("*"), key=lambda path: path.is_file() * path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1  # of the same size, so that only its hash tells
+    largest.write_bytes(content)
+    with pytest.warns(UserWarning, match="going back to the checkpoint of step 48: .* was altered"):
+        loaded = files.load(copy)
+    assert loaded.step == 48 and loaded.config.method == runs.config(96).method
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loaded.state))
 
 
 def test_a_weight_that_is_no_number_stops_training(tmp_path):
@@ -251,8 +298,8 @@ def test_an_unknown_algorithm_is_a_value_error():
 
 
 def test_the_evaluation_command(runs, capsys):
-    place = str(runs[0] / "checkpoints" / "a2c")
-    words = ["evaluate", "--algo", "a2c", "--checkpoint", place, "--episodes", "8"]
+    place, other = str(files.place(runs.config(96))), {"a2c": "ppo", "ppo": "a2c"}[runs.algorithm]
+    words = ["evaluate", "--algo", runs.algorithm, "--checkpoint", place, "--episodes", "8"]
     ppo_a2c.main(words)
     drawn = capsys.readouterr().out
     ppo_a2c.main([*words, "--greedy"])
@@ -260,8 +307,8 @@ def test_the_evaluation_command(runs, capsys):
     assert drawn.count("\nepisode ") == 7 and "96 turns of training, stochastic" in drawn and "greedy" in greedy
     for name in METRICS:
         assert f"  {name}: " in drawn
-    with pytest.raises(SettingError, match="that of the checkpoint, a2c"):
-        ppo_a2c.main(["evaluate", "--algo", "ppo", "--checkpoint", place])
+    with pytest.raises(SettingError, match=f"that of the checkpoint, {runs.algorithm}"):
+        ppo_a2c.main(["evaluate", "--algo", other, "--checkpoint", place])
 
 
 def test_the_comparison_writes_and_keeps_its_records(tmp_path, monkeypatch):
@@ -273,7 +320,8 @@ def test_the_comparison_writes_and_keeps_its_records(tmp_path, monkeypatch):
     record = json.loads((tmp_path / "out" / "records" / "A2C_10_items_seed42.json").read_text())
     assert record["turns"] == 50 and record["references"]["best-item"] > record["greedy"] - 1e-4
     table = (tmp_path / "out" / "ppo_a2c.md").read_text()
-    assert "A2C" in table and "100%" in table and "nan" not in table
+    assert "A2C" in table and "100.0 ± 0.0 %" in table and "nan" not in table
+    assert "an episode of 6 turns after 50 turns of training, rounded up to whole rollouts (to 50 at most)" in table
     assert (tmp_path / "out" / "learning_curves.png").stat().st_size > 1_000
     with pytest.raises(SettingError, match="--resume"):
         ppo_a2c.main(words)
@@ -282,3 +330,26 @@ def test_the_comparison_writes_and_keeps_its_records(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="config.env.drift is 0.05 there and 0.1 here"):
         monkeypatch.setattr(ppo_a2c, "WORLDS", {"10 items": dataclasses.replace(TINY.env, drift=0.1)})
         ppo_a2c.main([*words, "--resume"])
+
+
+def a_record(variant, seed, turns, greedy, sampled):
+    references = {"random": 0.0, "same-item": 1.0, "best-item": 10.0}
+    return {
+        "world": "w", "variant": variant, "seed": seed, "turns": turns, "greedy": greedy, "sampled": sampled,
+        "references": references, "config": {"env": {"max_episode_steps": 20}},
+    }  # fmt: skip
+
+
+def test_the_report_pairs_what_is_of_one_seed():
+    """PPO's returns lie 1, 2 and 3 above A2C's: t = 2 sqrt(3), t(2, 0.975) = 4.302653; drawn, they lie 1 below."""
+    records = [a_record("PPO", seed, 104, seed + 3.0, 1.0) for seed in (1, 2, 3)]
+    records += [a_record("A2C", seed, 100, 3.0, 2.0) for seed in (1, 2, 3)]
+    rows = {(row["returns"], row["policy"], row["less"]): row for row in ppo_a2c.comparisons(records)}
+    greedy, drawn = rows["greedy", "PPO", "A2C"], rows["drawn", "PPO", "A2C"]
+    assert greedy["difference"] == 2.0 and greedy["high"] - 2.0 == pytest.approx(4.302653 / np.sqrt(3), rel=1e-6)
+    assert greedy["p"] == pytest.approx(1 - np.sqrt(12 / 14), abs=1e-9)
+    assert (drawn["difference"], drawn["p"]) == (-1.0, 0.0)
+    table = ppo_a2c.markdown(records, "about")
+    assert "after 100 turns of training, rounded up to whole rollouts (to 104 at most)" in table
+    assert "| w | PPO | 5.00 ± 2.48 | 1.00 ± 0.00 | 50.0 ± 24.8 % |" in table
+    assert "not corrected for how many" in table

@@ -104,6 +104,9 @@ def test_ppo_visits_every_episode_once_an_epoch():
     assert agent.draw_update(jax.random.key(0), 3).shape == (3, 3)
 
 
+MANY = Plan(users_per_step=8, batch_size=8, replay_capacity=8, warm_up=0)
+
+
 @pytest.mark.parametrize(
     ("method", "part", "says"),
     [
@@ -113,8 +116,31 @@ def test_ppo_visits_every_episode_once_an_epoch():
         ("a2c-gems", {"spec": a2c.A2CSpec(returns="gea")}, "did you mean 'gae'"),
         ("a2c-topk-mf", {"hypers": a2c.A2CHypers(entropy=-1.0)}, "entropy = -1.0"),
         ("a2c-gems", {"plan": Plan(batch_size=20, replay_capacity=100)}, "episodes of its own step"),
+        ("ppo-gems", {"plan": dataclasses.replace(MANY, stale=True)}, "stale = True .* only False, since PPO"),
+        (
+            "a2c-topk-mf",
+            {"plan": dataclasses.replace(MANY, updates_per_step=4)},
+            "updates_per_step = 4 .* only 1",
+        ),
+        (
+            "ppo-topk-mf",
+            {"plan": dataclasses.replace(MANY, update_in_warm_up=True)},
+            "update_in_warm_up = True",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused(method, part, says):
     with pytest.raises(SettingError, match=says):
         TrainSettings(method=method, **part).resolved()
+
+
+@pytest.mark.parametrize("method", ["ppo-gems", "a2c-topk-mf"])
+def test_a_warm_up_without_updates_is_no_other_policy_to_learn_from(method):
+    """Its random episodes are gone before the first update: the replay holds those of one step."""
+    plan = dataclasses.replace(MANY, warm_up=500)
+    assert TrainSettings(method=method, plan=plan).resolved().plan == plan
+
+
+def test_the_published_reinforce_may_still_be_stale():
+    plan = TrainSettings(method="reinforce-gems", variant="published").resolved().plan
+    assert plan.stale and plan.update_in_warm_up

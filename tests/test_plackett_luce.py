@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemsjax.agents import ddpg, reinforce, sac, td3
+from gemsjax.agents import a2c, ddpg, ppo, reinforce, sac, td3
 from gemsjax.agents.base import Acting
 from gemsjax.errors import SettingError
 from gemsjax.maths import plackett_luce as pl
@@ -299,7 +299,11 @@ def test_every_agent_on_a_ranker_explores_with_drawn_slates(items):
         (ddpg.make_ddpg(ddpg.DDPGSpec(8, 4, 3), DIMS, ranker), ddpg.DDPGHypers()),
         (td3.make_td3(td3.TD3Spec(8, 4, 3), DIMS, ranker), td3.TD3Hypers()),
         (reinforce.make_reinforce(reinforce.ReinforceSpec(8, 4, 3), DIMS, ranker), reinforce.ReinforceHypers()),
+        (ppo.make_ppo(ppo.PPOSpec(8, 4, 3), DIMS, ranker), ppo.PPOHypers()),
+        (a2c.make_a2c(a2c.A2CSpec(8, 4, 3), DIMS, ranker), a2c.A2CHypers()),
     ]
+    unplaced = jnp.array([False] * 4 + [True] * 2)  # what PPO and A2C learn from is the action before tanh and the box
+    centre, scale = ranker.box(weights)
 
     @jax.jit
     def slates(key):
@@ -312,6 +316,7 @@ def test_every_agent_on_a_ranker_explores_with_drawn_slates(items):
             greedy, _ = agent.greedy.act(acting, agent.greedy.start(), seen, None, uniforms[:0])
             told.append((explored.slate, explored.action, greedy.slate, greedy.action))
         explored, actions, greedy, best = map(jnp.stack, zip(*told, strict=True))
+        actions, best = (jnp.where(unplaced[:, None], centre + scale * jnp.tanh(x), x) for x in (actions, best))
         again = jax.vmap(lambda action: ranker.draw(weights, action, uniforms[WIDTH:]))(actions)
         return explored, again, greedy, jax.vmap(partial(ranker.decode, weights))(best)
 

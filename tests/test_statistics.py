@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from gemsjax.maths.statistics import interquartile_mean, t_interval, welch
+from gemsjax.maths.statistics import interquartile_mean, paired, t_interval, welch
 
 
 def test_t_interval_by_hand():
@@ -26,6 +26,13 @@ def test_welch_by_hand():
     """Means 2 and 6, variances 1 and 4, three seeds each: t = -4 / sqrt(5/3) with 2.941 degrees of freedom."""
     assert welch([1, 2, 3], [4, 6, 8]) == pytest.approx(0.05494, abs=2e-4)
     assert welch([2, 2], [2, 2]) == 1.0 and welch([2, 2], [3, 3]) == 0.0
+
+
+def test_paired_by_hand():
+    """Differences 1, 2, 3: t = 2 sqrt(3) = 3.4641 with 2 degrees of freedom, where p = 1 - t / sqrt(2 + t^2)."""
+    assert paired([2, 4, 6], [1, 2, 3]) == pytest.approx(1 - math.sqrt(12 / 14), abs=1e-9)
+    assert paired([1, 2, 3], [2, 4, 6]) == pytest.approx(1 - math.sqrt(12 / 14), abs=1e-9)
+    assert paired([2, 3], [2, 3]) == 1.0 and paired([2, 3], [1, 2]) == 0.0 and math.isnan(paired([1], [2]))
 
 
 def test_interquartile_mean_ignores_the_tails():

@@ -18,7 +18,8 @@ from gemsjax.maths import policy_gradient
 from gemsjax.rankers import Ranker
 from gemsjax.types import Array, Dims, Episode, Key, Metrics
 
-RETURNS = ("gae", "nstep")
+ADVANTAGES = ("gae", "nstep")
+"""Those of `maths.returns.ESTIMATORS` that are no slips."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ class A2CHypers:
 def validate_spec(spec: A2CSpec) -> None:
     """Raise `SettingError` for a width below 1 or an unknown choice."""
     check_widths(spec)
-    require_choice("returns", spec.returns, RETURNS)
+    require_choice("returns", spec.returns, ADVANTAGES)
 
 
 def validate_hypers(hypers: A2CHypers) -> None:

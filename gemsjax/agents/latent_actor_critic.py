@@ -82,32 +82,37 @@ class LatentActorCritic:
         return LatentState(params, Parts(adam_init(params.actor), adam_init(params.critic)))
 
     def policies(self) -> tuple[Policy, Policy]:
-        """Explore: draws of the Gaussian (half of the box at random, as everywhere [27]). Greedy: its mean."""
+        """Explore: draws of the Gaussian (half of the box at random, as everywhere [27]) and of the ranker.
+
+        Greedy: its mean, decoded.
+        """
 
         def look(acting: Acting, memory: Array, seen: Observation) -> tuple[DiagonalGaussian, Array]:
             params = acting.state.params.actor
             memory = self.belief.step(params["belief"], memory, seen)
             return self._gaussian(params["network"], memory), memory
 
-        def choose(acting: Acting, raw: Array) -> Choice:
+        def placed(acting: Acting, raw: Array) -> Array:
             centre, scale = self.ranker.box(acting.weights)
-            return Choice(self.ranker.decode(acting.weights, centre + scale * jnp.tanh(raw)), raw)
+            return centre + scale * jnp.tanh(raw)
 
         def explore(
             acting: Acting, memory: Array, seen: Observation, _hidden: None, uniforms: Array
         ) -> tuple[Choice, Array]:
             gaussian, memory = look(acting, memory, seen)
-            raw = jnp.where(acting.at_random, jnp.arctanh(uniforms - 0.5), gaussian.sample(normal(uniforms)))
-            return choose(acting, raw), memory
+            own, luck = uniforms[: self.ranker.action_dim], uniforms[self.ranker.action_dim :]
+            raw = jnp.where(acting.at_random, jnp.arctanh(own - 0.5), gaussian.sample(normal(own)))
+            return Choice(self.ranker.explored(acting.weights, placed(acting, raw), luck), raw), memory
 
         def greedy(
             acting: Acting, memory: Array, seen: Observation, _hidden: None, _uniforms: Array
         ) -> tuple[Choice, Array]:
             gaussian, memory = look(acting, memory, seen)
-            return choose(acting, gaussian.mode()), memory
+            raw = gaussian.mode()
+            return Choice(self.ranker.decode(acting.weights, placed(acting, raw)), raw), memory
 
         start = self.belief.start
-        return Policy(start, explore, draws=self.ranker.action_dim), Policy(start, greedy)
+        return Policy(start, explore, draws=self.ranker.action_dim + self.ranker.draws), Policy(start, greedy)
 
     def batch(self, params: Parts, episodes: Episode, gamma: Array, lam: Array, how: str) -> Batch:
         """Episodes [B, H] as learning needs them; nothing is worth anything after the last turn."""

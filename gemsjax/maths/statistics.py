@@ -1,4 +1,4 @@
-"""Statistics over seeds: Student-t interval, Welch's test, interquartile mean with bootstrap intervals. NumPy, host.
+"""Statistics over seeds: Student-t interval, t-tests, interquartile mean with bootstrap intervals. NumPy, host.
 
 Called by experiments that make tables and pictures. Means and Welch's test follow the paper's section 5; interquartile
 mean and bootstrap follow Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (2021).
@@ -48,6 +48,19 @@ def welch(ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndarr
     if one.std() == 0.0 and two.std() == 0.0:
         return 1.0 if one[0] == two[0] else 0.0
     return float(stats.ttest_ind(one, two, equal_var=False).pvalue)
+
+
+def paired(ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndarray) -> float:
+    """Two-sided p-value of the paired t-test, seed by seed, that the mean difference is 0; NaN with fewer than two.
+
+    It goes with `t_interval` of the differences. Differences without any spread: 0.0, or 1.0 if they are 0.
+    """
+    differences = _numbers(ours) - _numbers(theirs)
+    if differences.size < 2:
+        return math.nan
+    if differences.std() == 0.0:
+        return float(differences[0] == 0.0)
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def interquartile_mean(values: Sequence[float] | np.ndarray, resamples: int = 2_000, seed: int = 0) -> Estimate:

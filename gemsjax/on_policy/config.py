@@ -102,8 +102,9 @@ class TrainConfig:
     Attributes:
       total_timesteps: turns over all environments; rounded up to whole rollouts.
       log_interval: turns between lines of the log (at least a rollout).
-      eval_interval: turns between evaluations (the public code has the setting and does not use it).
-      save_interval: turns between checkpoints (likewise).
+      eval_interval: turns between evaluations (the public code has the setting and does not use it); they take place
+        at lines of the log, so one below `log_interval` means every line.
+      save_interval: turns between checkpoints (likewise, at lines of the log too).
       log_dir: directory of logs.
       checkpoint_dir: directory of checkpoints.
       seed: of the run: item table, networks, users, actions.

@@ -26,7 +26,10 @@ from gemsjax.tracking import StopRequest
 from gemsjax.types import Array, Key
 
 EVALUATION_SEED = 7_345_604
-"""Of the users that policies are judged on; those of training come from the run's own key."""
+"""Of the users that policies are judged on; those of training come from the run's own key.
+
+With `fixed_users` both are drawn from the one table of users, so that training has met those that judge.
+"""
 
 
 class Outcome(NamedTuple):
@@ -55,11 +58,12 @@ def train(
     Args:
       config: see `Config`.
       resume: go on; to bitwise the same numbers as without the interruption.
-      params: tables in place of those that the seed draws.
+      params: tables in place of those that the seed draws; of a resumed run the same again (or None, they are stored).
       quiet: nothing on the terminal.
 
     Raises:
-      SettingError: see `check_config`; checkpoints without `resume`; fewer turns than there have been.
+      SettingError: see `check_config`; checkpoints or lines of a log without `resume` (with it, and no checkpoint, the
+        run begins anew); fewer turns than there have been; other `params` than those of the checkpoint.
       DataError: checkpoints that are damaged or of another configuration.
       TrainingError: a weight is no longer finite; the last checkpoint stays.
     """
@@ -68,11 +72,15 @@ def train(
     found = files.resume(config, learning)
     accepted = "--resume goes on with it; another directory starts anew"
     require(found is None or resume, "checkpoints", str(files.place(config)), accepted)
+    if not resume:
+        files.require_no_logs(config)
     if found is None:
         run = learning.start(jax.random.key(config.train.seed))
         state, step = programs.init(run), 0
     else:
         run, state, step = found
+        same = params is None or _equal(params, run.env_params)
+        require(same, "params", "other tables", "None, or those of the checkpoint, with which the run goes on")
     driver = _Driver(config, programs, run, state, step, quiet)
     with StopRequest() as stop:
         while driver.step < driver.last and not stop.requested:
@@ -131,7 +139,7 @@ def judged(config: Config, run: Run, networks: Networks, episodes: int, greedy: 
 
 
 def evaluation_key(seed: int = 0) -> Key:
-    """Of users that no training has met."""
+    """Of the users that judge (see `EVALUATION_SEED`)."""
     return jax.random.fold_in(jax.random.key(EVALUATION_SEED), seed)
 
 
@@ -146,12 +154,8 @@ class _Driver:
         require(step <= self.last, "total_timesteps", config.train.total_timesteps, accepted)
         self.evaluations: list[tuple[int, float, float]] = []
         train = config.train
-        loggers = (files.Logger(train.log_dir, tag, after=step, quiet=quiet) for tag in (config.algorithm, self._eval))
+        loggers = (files.Logger(train.log_dir, tag, after=step, quiet=quiet) for tag in files.tags(config))
         self.log, self.eval_log = loggers
-
-    @property
-    def _eval(self) -> str:
-        return f"{self.config.algorithm}_eval"
 
     def advance(self) -> None:
         """Iterations up to the next line of the log; then what is due."""
@@ -181,6 +185,12 @@ class _Driver:
     def save(self) -> None:
         files.save(self.config, self.run, self.state, self.step)
         self.saved = self.step
+
+
+def _equal(given: DotProductParams, stored: DotProductParams) -> bool:
+    """Whether these are the same tables, shapes included."""
+    pairs = zip(jax.tree.leaves(given), jax.tree.leaves(stored), strict=True)
+    return all(np.array_equal(np.asarray(one), np.asarray(other)) for one, other in pairs)
 
 
 def _told(metrics: dict[str, np.ndarray], state: LearnState) -> dict[str, float | None]:

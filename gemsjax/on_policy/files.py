@@ -76,10 +76,7 @@ class Logger:
 
     def _read(self, after: int) -> list[list[str]]:
         """The header and the rows up to step `after`."""
-        if not self._table.is_file():
-            return []
-        with open(self._table, encoding="utf-8", newline="") as stream:
-            rows = list(csv.reader(stream))
+        rows = _rows(self._table)
         if not rows:
             return []
         header, *rows = rows
@@ -138,15 +135,37 @@ def load(directory: disk.PathLike) -> Loaded:
     Raises:
       DataError: there is none, or it is not one of PPO or A2C.
     """
-    directory = Path(directory)
-    newest = checkpoint.latest_step(directory)
-    if newest is None:
-        raise DataError(f"{directory} holds no checkpoint")
-    config = from_identity(checkpoint.verify(directory / f"step_{newest:08d}")["config"])
+    _, manifest = checkpoint.newest_manifest(directory)
+    config = from_identity(manifest["config"])
     learning = make_learning(config)
-    restored = checkpoint.restore(directory, _like(learning))
+    restored = checkpoint.restore(directory, _like(learning), step=manifest["step"])
     run, state = restored.tree
     return Loaded(config, learning, run, state, restored.step)
+
+
+def require_no_logs(config: Config) -> None:
+    """Refuse to begin a run where another one has left its log, which would be lost.
+
+    Raises:
+      SettingError: naming the table.
+    """
+    for tag in tags(config):
+        table = Path(config.train.log_dir) / f"{tag}.csv"
+        accepted = "another directory; --resume writes over what is there beyond the newest checkpoint"
+        require(not _rows(table), "log_dir", str(table), accepted)
+
+
+def tags(config: Config) -> tuple[str, str]:
+    """Of the run's two logs: of training and of its evaluations."""
+    return config.algorithm, f"{config.algorithm}_eval"
+
+
+def _rows(table: Path) -> list[list[str]]:
+    """The header and rows of a table, none if it is not there."""
+    if not table.is_file():
+        return []
+    with open(table, encoding="utf-8", newline="") as stream:
+        return list(csv.reader(stream))
 
 
 def _like(learning: Learning) -> tuple[Any, Any]:
