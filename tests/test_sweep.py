@@ -141,6 +141,19 @@ def test_every_layout_computes_every_run_once_and_skips_what_is_not_active(count
     assert not gather(layout, out)[1].any()
 
 
+def test_the_runs_of_a_device_are_changed_in_place():
+    layout = make_layout(8, "mapped", devices=jax.local_devices()[:1])
+    big = np.zeros((8, 500, 500), np.float32)
+
+    def step(data, state, active, rows):
+        return jax.lax.scan(lambda state, row: (state.at[row].add(data), row), state, rows)
+
+    program = over_runs(layout, lambda data: jnp.zeros(big.shape[1:]) + data, step)
+    data, state = place(layout, np.ones(8, np.float32)), place(layout, big)
+    lowered = jax.jit(program.call, donate_argnums=1).lower(data, state, going(layout), jnp.arange(5))
+    assert lowered.compile().memory_analysis().temp_size_in_bytes < 2 * big[0].nbytes
+
+
 def test_layouts_say_what_they_are_and_refuse_what_makes_no_sense():
     device = jax.local_devices()[0]
     assert make_layout(5, devices=[device] * 2, kind="mapped").describe()["groups_per_device"] == 3

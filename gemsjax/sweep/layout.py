@@ -129,36 +129,36 @@ def over_runs(layout: Layout, begin: Callable[[Any], Any], step: Callable[..., t
     computed at all: its state stays and its `out` is zero.
     """
 
-    def groups(tree: Any) -> Any:
-        return jax.tree.map(lambda x: x.reshape(layout.groups, layout.group, *x.shape[1:]), tree)
+    def at(tree: Any, number: Array | int) -> Any:
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, number * layout.group, layout.group), tree)
 
-    def flat(tree: Any) -> Any:
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+    def put(tree: Any, new: Any, number: Array) -> Any:
+        update = jax.lax.dynamic_update_slice_in_dim
+        return jax.tree.map(lambda x, y: update(x, y, number * layout.group, 0), tree, new)
 
-    def zeros(shapes: Any) -> Any:
-        return jax.tree.map(lambda x: jnp.zeros((layout.groups, *x.shape), x.dtype), shapes)
+    def zeros(shapes: Any, times: int = 1) -> Any:
+        return jax.tree.map(lambda x: jnp.zeros((times * x.shape[0], *x.shape[1:]), x.dtype), shapes)
 
+    # Both loops change arrays of all the device's runs in place. A reshape to [groups, group, ...] would be simpler to
+    # read, and XLA would copy them all.
     def call_share(data: Any, state: Any, going: Going, *shared: Any) -> tuple[Any, Any]:
-        data, state, active = groups(data), groups(state), groups(going.runs)
         work = _of_group(step, 3, layout.group)
-
-        shapes = jax.eval_shape(lambda: work(*_at((data, state, active), 0), *shared))[1]
+        shapes = jax.eval_shape(lambda: work(*at((data, state, going.runs), 0), *shared))[1]
 
         def group(number: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-            # The state is a carry, changed in place: as inputs and outputs of a map it would be there twice.
             state, out = carry
-            mine, runs, on = _at((state, data, active), number)
-            rest = lambda mine: (mine, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))  # noqa: E731
+            mine, runs, on = at((state, data, going.runs), number)
+            rest = lambda mine: (mine, zeros(shapes))  # noqa: E731
             mine, told = jax.lax.cond(on.any(), lambda mine: work(runs, mine, on, *shared), rest, mine)
-            return _put(state, mine, number), _put(out, told, number)
+            return put(state, mine, number), put(out, told, number)
 
-        return flat(jax.lax.fori_loop(0, going.groups, group, (state, zeros(shapes))))
+        return jax.lax.fori_loop(0, going.groups, group, (state, zeros(shapes, layout.groups)))
 
     def make_share(data: Any, going: Going) -> Any:
-        data, work = groups(data), _of_group(begin, 1, layout.group)
-        shapes = jax.eval_shape(lambda: work(_at(data, 0)))
-        made = lambda number, state: _put(state, work(_at(data, number)), number)  # noqa: E731
-        return flat(jax.lax.fori_loop(0, going.groups, made, zeros(shapes)))
+        work = _of_group(begin, 1, layout.group)
+        shapes = jax.eval_shape(lambda: work(at(data, 0)))
+        made = lambda number, state: put(state, work(at(data, number)), number)  # noqa: E731
+        return jax.lax.fori_loop(0, going.groups, made, zeros(shapes, layout.groups))
 
     split = PartitionSpec(_AXIS)
     spread = partial(jax.shard_map, mesh=layout.mesh, check_vma=False, out_specs=split)
@@ -212,11 +212,3 @@ def gather(layout: Layout, tree: Any) -> Any:
 def of_run(tree: Any, number: int) -> Any:
     """One run's part of [places, ...] arrays, on the default device."""
     return jax.tree.map(lambda x: jnp.asarray(np.asarray(x[number])), tree)
-
-
-def _at(tree: Any, number: Array | int) -> Any:
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False), tree)
-
-
-def _put(tree: Any, new: Any, number: Array) -> Any:
-    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, number, 0), tree, new)
