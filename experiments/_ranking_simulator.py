@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gemsjax import methods, prepare, runs
 from gemsjax.agents.sac import SACHypers
 from gemsjax.evaluate import evaluate, summarise, user_keys
 from gemsjax.maths.plackett_luce import mean_pairwise_cosine
+from gemsjax.maths.statistics import Estimate, t_interval
 from gemsjax.rollout import Turn, rollout
 from gemsjax.settings import PLSettings, TrainSettings
 from gemsjax.train import Plan
@@ -26,7 +28,7 @@ REFERENCES = ("random", "short-term-oracle")
 
 @dataclasses.dataclass(frozen=True)
 class Simulated:
-    """Sizes: items, turns, training steps, random episodes at first, validation and test users; the penalties."""
+    """Sizes: items, turns, training steps, first random episodes, validation and test users; penalties; seeds."""
 
     items: int
     horizon: int
@@ -35,17 +37,18 @@ class Simulated:
     validation_users: int
     test_users: int
     penalties: tuple[float, ...]
+    seeds: int
 
 
 SIMULATOR = {
-    "smoke": Simulated(40, 5, 4, 2, 4, 4, (0.0, 3.0)),
-    "small": Simulated(200, 100, 600, 50, 40, 100, (0.0, 3.0, 10.0)),
-    "full": Simulated(1_000, 100, 20_000, 500, 200, 500, (0.0, 0.3, 1.0, 3.0, 10.0)),
+    "smoke": Simulated(40, 5, 4, 2, 4, 4, (0.0, 3.0), 1),
+    "small": Simulated(200, 100, 600, 50, 40, 100, (0.0, 3.0, 10.0), 3),
+    "full": Simulated(1_000, 100, 20_000, 500, 200, 500, (0.0, 0.3, 1.0, 3.0, 10.0), 5),
 }
 
 
 def settings_of(sizes: Simulated, penalty: float, seed: int) -> TrainSettings:
-    """One run; everything but the penalty is the same for all."""
+    """One run; everything but penalty and seed is the same for all."""
     return TrainSettings(
         method=METHOD,
         embeddings="ideal",
@@ -62,20 +65,17 @@ def settings_of(sizes: Simulated, penalty: float, seed: int) -> TrainSettings:
 
 
 def play_simulator(sizes: Simulated, seed: int, out: Path, console: Console) -> list[dict[str, Any]]:
-    """Train a run for every penalty (or continue it) and look at what it shows to the test users."""
+    """Train a run for every penalty and seed (or continue it) and look at what it shows to the test users.
+
+    Returns:
+      A row a penalty, whose `runs` have one record a seed, and a row a reference.
+    """
     rows: list[dict[str, Any]] = []
     for penalty in sizes.penalties:
-        settings, root = settings_of(sizes, penalty, seed), out / f"penalty_{penalty:g}-{sizes.steps}"
-        world = prepare.world_of(settings)
-        weights = prepare.frozen_weights(settings, world, root, root)
-        outcome = runs.train(settings, world, weights, root, resume=True)
-        if outcome.test is None:
-            raise KeyboardInterrupt("the same command continues")
-        trained = runs.load(outcome.directory)
-        seen = _shown(world, trained.agent.greedy, trained.acting, sizes.test_users)
-        test = outcome.test
-        rows.append({"penalty": penalty, "clicks": test.mean, "standard_error": test.standard_error, **seen})
-        console.print(f"penalty {penalty:g}: {test.mean:.1f} clicks")
+        trained = [_trained(sizes, penalty, number, out) for number in range(seed, seed + sizes.seeds)]
+        rows.append({"penalty": penalty, "runs": trained})
+        console.print(f"penalty {penalty:g}: {np.mean([run['clicks'] for run in trained]):.1f} clicks")
+    world = prepare.world_of(settings_of(sizes, sizes.penalties[0], seed))
     dims = Dims(world.env.num_items, world.env.slate_size, world.env.horizon)
     for name in REFERENCES:
         make = methods.method(name).policy
@@ -83,6 +83,19 @@ def play_simulator(sizes: Simulated, seed: int, out: Path, console: Console) -> 
         found = evaluate(world.env, make(dims), world.params, users=sizes.test_users)
         rows.append({"reference": name, "clicks": found.mean, "standard_error": found.standard_error})
     return rows
+
+
+def _trained(sizes: Simulated, penalty: float, seed: int, out: Path) -> dict[str, float]:
+    """The record of one run."""
+    settings, root = settings_of(sizes, penalty, seed), out / f"penalty_{penalty:g}-{sizes.steps}"
+    world = prepare.world_of(settings)
+    weights = prepare.frozen_weights(settings, world, root, root)
+    outcome = runs.train(settings, world, weights, root, resume=True)
+    if outcome.test is None:
+        raise KeyboardInterrupt("the same command continues")
+    run, test = runs.load(outcome.directory), outcome.test
+    seen = _shown(world, run.agent.greedy, run.acting, sizes.test_users)
+    return {"seed": seed, "clicks": test.mean, "standard_error": test.standard_error, **seen}
 
 
 def _shown(world: prepare.World, policy: Any, acting: Any, users: int) -> dict[str, float]:
@@ -103,20 +116,30 @@ def _shown(world: prepare.World, policy: Any, acting: Any, users: int) -> dict[s
 
 
 def simulator_table(rows: list[dict[str, Any]], sizes: Simulated) -> str:
-    """One row a penalty, then the references."""
+    """One row a penalty, then the references. The number of seeds is that of the rows."""
+    seeds = len(rows[0]["runs"])
+    spread = f"{seeds} seeds with 95 % intervals" if seeds > 1 else "in one run each (± standard errors over users)"
     lines = [
-        f"SAC+PL ‡ in `{ENV}` with {sizes.items} items, {sizes.steps} trajectories, one seed, {sizes.test_users} test "
-        "users (standard errors are over these); ‡: items and oracle are privileged.",
+        f"SAC+PL ‡ in `{ENV}` with {sizes.items} items, {sizes.steps} trajectories, {spread}, {sizes.test_users} test "
+        "users; references ± standard errors over these; ‡: items and oracle are privileged.",
         "",
         f"| penalty | clicks in {sizes.horizon} turns | mean cosine of pairs | topics of a slate | bored topics |",
         "|---|---|---|---|---|",
     ]
     for row in rows:
-        clicks = f"{row['clicks']:.1f} ± {row['standard_error']:.1f}"
         if "reference" in row:
             entry = methods.method(row["reference"])
+            clicks = f"{row['clicks']:.1f} ± {row['standard_error']:.1f}"
             lines.append(f"| {entry.title}{' ‡' if entry.privileged else ''} | {clicks} | | | |")
-        else:
-            seen = f"{row['similarity']:.3f} | {row['topics']:.2f} | {row['bored_topics']:.2f}"
-            lines.append(f"| {row['penalty']:g} | {clicks} | {seen} |")
+            continue
+        columns = (("clicks", 1), ("similarity", 3), ("topics", 2), ("bored_topics", 2))
+        told = [_told(t_interval([run[name] for run in row["runs"]]), digits) for name, digits in columns]
+        if seeds == 1:
+            told[0] += f" ± {row['runs'][0]['standard_error']:.1f}"
+        lines.append(f"| {row['penalty']:g} | {' | '.join(told)} |")
     return "\n".join(lines) + "\n"
+
+
+def _told(estimate: Estimate, digits: int) -> str:
+    interval = "" if math.isnan(estimate.half) else f" ± {estimate.half:.{digits}f}"
+    return f"{estimate.value:.{digits}f}{interval}"

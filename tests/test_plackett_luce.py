@@ -54,6 +54,53 @@ def test_the_penalty_is_that_of_the_reference():
     np.testing.assert_allclose(-rows, GOLDEN["cosine_penalty_matrix"]["expected"], atol=1e-6)
 
 
+def cosine_hook(logits, slots, number, given):
+    """The cosine penalty in its stateless form: from all the slots so far."""
+    directions = pl.unit_rows(given.features)
+    alike = jnp.where(jnp.arange(slots.size) < number, directions @ directions[slots].T, -1.0)
+    return logits - given.mixture * (1.0 + alike.max(axis=1))
+
+
+def test_a_hook_is_the_general_form_of_a_penalty():
+    """Recorded logits, draws and probabilities are those of the penaliser, with items that are missing, under vmap."""
+    hook = pl.LogitHook(cosine_hook)
+    case = GOLDEN["penalized_logits_c1.0"]
+    given = pl.Choices(jnp.array(case["logits"]), FEATURES, case["penalty_mixture_coefficient"])
+    slate = jnp.array([0, 2])
+    ours, theirs = (pl.logits_after(given, one, slate) for one in (hook, pl.COSINE))
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+    @partial(jax.jit, static_argnums=0)
+    def draw(penaliser, available):
+        scores = jnp.broadcast_to(SCORES, available.shape)
+        of = PlackettLuce(scores, 4, available=available, features=FEATURES, mixture=0.7, penaliser=penaliser)
+        slates = of.slates(jnp.linspace(0.0, 0.99, available.shape[0] * 4).reshape(-1, 4))
+        return slates, of.log_prob(slates), of.mode(), of.valid
+
+    available = jnp.array([[1, 1, 1, 1, 1], [1, 0, 1, 1, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]], bool)
+    for ours, theirs in zip(draw(hook, available), draw(pl.COSINE, available), strict=True):
+        assert np.isfinite(ours).all()
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("told", [np.nan, -np.inf, np.inf])
+def test_a_hook_cannot_take_items_away_or_bring_them_back(told):
+    """Items 1 and 3 get a logit that is no number, or a huge one; so would what was taken, and what is not there."""
+    hook = pl.LogitHook(lambda logits, slots, number, given: jnp.where(jnp.arange(5) % 2 == 1, told, logits + 1e20))
+    available = jnp.array([True, True, True, True, False])
+
+    @jax.jit
+    @jax.vmap
+    def draw(uniforms):
+        given = pl.choices(jnp.zeros(5), available)
+        slate = pl.draw_slate(given, hook, uniforms)
+        return slate, pl.log_prob(given, hook, slate)
+
+    slates, log_probs = draw(jax.random.uniform(jax.random.key(0), (50, 5)))
+    assert (np.sort(slates[:, :4], axis=1) == np.arange(4)).all() and (slates[:, 4] == 4).all()
+    assert np.isfinite(log_probs).all()
+
+
 @pytest.mark.parametrize("mixture", ["1.0", "0.3"])
 def test_penalties_accumulate(mixture):
     case = GOLDEN[f"penalized_logits_c{mixture}"]

@@ -16,13 +16,13 @@ import numpy as np
 from gemsjax.errors import require, require_count
 from gemsjax.maths.plackett_luce import (
     COSINE,
-    LOWEST,
     Choices,
-    Penaliser,
+    Penalty,
     choices,
     draw_slate,
     greedy_slate,
     log_prob,
+    valid_slots,
 )
 from gemsjax.types import Array, Key
 
@@ -105,7 +105,7 @@ class PlackettLuce(distrax.Distribution):
         available: Array | None = None,
         features: Array | None = None,
         mixture: Array | float = 1.0,
-        penaliser: Penaliser | None = COSINE,
+        penaliser: Penalty | None = COSINE,
     ) -> None:
         """One user's slate, or a batch of them.
 
@@ -116,7 +116,7 @@ class PlackettLuce(distrax.Distribution):
           available: [..., N] bool, or None if all items are.
           features: [..., N, D] what the penaliser compares; None for no penalty.
           mixture: [...] or a number, factor of the penalty.
-          penaliser: see `Penaliser`; None for no penalty.
+          penaliser: see `Penaliser` and `LogitHook`; None for no penalty.
 
         Raises:
           SettingError: fewer items than slots, or a known temperature that is not above 0.
@@ -146,8 +146,7 @@ class PlackettLuce(distrax.Distribution):
     @property
     def valid(self) -> Array:
         """[..., S] bool, whether a slot holds an item that is available."""
-        there = (self._given.logits >= LOWEST).sum(axis=-1, keepdims=True)
-        return jnp.arange(self._size) < there
+        return _over_batch(lambda given: valid_slots(given.logits, self._size), len(self.batch_shape))(self._given)
 
     def slates(self, uniforms: Array) -> Array:
         """A slate of each from uniform numbers in [0, 1): [..., S] -> [..., S] int32."""
@@ -174,9 +173,33 @@ class PlackettLuce(distrax.Distribution):
         return _over_batch(greedy, len(self.batch_shape))(self._given)
 
 
-def certain_slate(slate: Array) -> distrax.Distribution:
-    """The distribution that always gives this slate: [..., S] -> batch shape [...], event shape [S]."""
-    return distrax.Independent(distrax.Deterministic(slate), 1)
+class CertainSlate(distrax.Distribution):
+    """Always one slate. Batch shape [...], event shape [S]; what is in slots that are not valid counts nothing."""
+
+    def __init__(self, slate: Array, valid: Array) -> None:
+        """slate: [..., S] int32; valid: [..., S] bool, which slots hold an item that is available."""
+        self._slate, self.valid = slate, valid
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """(S,)."""
+        return self._slate.shape[-1:]
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """[...] of the slate."""
+        return self._slate.shape[:-1]
+
+    def _sample_n(self, key: Key, n: int) -> Array:
+        return jnp.broadcast_to(self._slate, (n, *self._slate.shape))
+
+    def log_prob(self, value: Array) -> Array:
+        """[sample shape, ..., S] -> [sample shape, ...]: 0 for the slate, -inf for others."""
+        return jnp.where(((value == self._slate) | ~self.valid).all(axis=-1), 0.0, -jnp.inf)
+
+    def mode(self) -> Array:
+        """The slate: [..., S] int32."""
+        return self._slate
 
 
 def require_temperature(temperature: Array | float) -> None:

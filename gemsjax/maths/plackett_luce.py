@@ -39,6 +39,23 @@ class Penaliser(NamedTuple):
     penalty: Callable[[Any, Array], tuple[Array, Any]]
 
 
+class LogitHook(NamedTuple):
+    """The general form of a penalty: anything that changes the logits of what is left after every slot.
+
+    Attributes:
+      adjust: `(logits [N], slots [S] int32, num_slotted [] int32, given) -> logits [N]`. The first `num_slotted` of the
+        slots hold the items taken so far, the others -1; logits of what was taken or is not available are -inf, and
+        stay so. `given` are the `Choices`, with features and mixture, which are the hook's to use or not. NaN and -inf
+        for what is left count as `LOWEST`: a hook can put an item last, but cannot take it away.
+    """
+
+    adjust: Callable[[Array, Array, Array, Choices], Array]
+
+
+Penalty = Penaliser | LogitHook
+"""What may stand between two slots."""
+
+
 class Choices(NamedTuple):
     """What one user's slate is drawn from; make it with `choices`.
 
@@ -111,8 +128,12 @@ same direction. A row of zeros has cosine 0 with everything."""
 
 
 def mean_pairwise_cosine(features: Array, counted: Array | None = None) -> Array:
-    """Mean cosine of the pairs of different slots: features [S, D], counted [S] bool -> []; 0 without a pair."""
-    counted = jnp.ones(features.shape[0], bool) if counted is None else counted
+    """Mean cosine of the pairs of different slots: features [S, D], counted [S] bool -> []; 0 without a pair.
+
+    Slots with features that are not finite do not count.
+    """
+    whole = jnp.isfinite(features).all(axis=-1)
+    counted = whole if counted is None else counted & whole
     directions = unit_rows(jnp.where(counted[:, None], features, 0.0))
     total, number = directions.sum(axis=0), counted.sum()
     alone = jnp.square(directions).sum()
@@ -122,7 +143,7 @@ def mean_pairwise_cosine(features: Array, counted: Array | None = None) -> Array
 # -- slates ------------------------------------------------------------------------------------------------------------
 
 
-def draw_slate(given: Choices, penaliser: Penaliser | None, uniforms: Array) -> Array:
+def draw_slate(given: Choices, penaliser: Penalty | None, uniforms: Array) -> Array:
     """A slate from one uniform number in [0, 1) a slot: [S] -> [S] int32 of different items.
 
     Slots that are not valid hold items that are not available, in their order. More items that are not available
@@ -137,12 +158,12 @@ def draw_slate(given: Choices, penaliser: Penaliser | None, uniforms: Array) -> 
     return _fill(given, penaliser, pick, uniforms)[0]
 
 
-def greedy_slate(given: Choices, penaliser: Penaliser | None, size: int) -> Array:
+def greedy_slate(given: Choices, penaliser: Penalty | None, size: int) -> Array:
     """In every slot the item with the highest logit of those left, ties to the lowest number: [size] int32."""
     return _fill(given, penaliser, lambda logits, _: best_item(logits), jnp.zeros(size))[0]
 
 
-def log_prob(given: Choices, penaliser: Penaliser | None, slate: Array) -> Array:
+def log_prob(given: Choices, penaliser: Penalty | None, slate: Array) -> Array:
     """Log-probability of an ordered slate, [S] -> []; slots that are not valid count nothing, whatever they hold.
 
     -inf for items that are not available, that there are not, or that come twice.
@@ -153,35 +174,53 @@ def log_prob(given: Choices, penaliser: Penaliser | None, slate: Array) -> Array
     return jnp.where(valid_slots(given.logits, slate.shape[0]), terms, 0.0).sum()
 
 
-def logits_after(given: Choices, penaliser: Penaliser | None, slate: Array) -> Array:
+def logits_after(given: Choices, penaliser: Penalty | None, slate: Array) -> Array:
     """The logits after every slot of a slate, -inf for what was taken or is not available: [S] -> [S, N]."""
     logits = _fill(given, penaliser, lambda _, item: item, slate)[2]
     return jnp.where(logits >= LOWEST, logits, -jnp.inf)
 
 
 def _fill(
-    given: Choices, penaliser: Penaliser | None, pick: Callable[[Array, Array], Array], inputs: Array
+    given: Choices, penaliser: Penalty | None, pick: Callable[[Array, Array], Array], inputs: Array
 ) -> tuple[Array, Array, Array]:
     """Items [S], their log-probabilities [S] where they were available, and the logits after each, [S, N].
 
     `pick(logits, input) -> item`, once for every one of `inputs` [S].
     """
     numbers = jnp.arange(given.logits.shape[0], dtype=jnp.int32)
-    features = given.features
-    start = None if penaliser is None or features is None else penaliser.start(features)
+    start, after = _between(given, penaliser, inputs.shape[0])
 
     def slot(carry: tuple[Array, Any], given_input: Array) -> tuple[tuple[Array, Any], tuple[Array, Array, Array]]:
         logits, state = carry
         item = pick(logits, given_input)
         term = _log_softmax_at(logits, item)
-        if penaliser is not None and state is not None:
-            penalty, state = penaliser.penalty(state, item)
-            lowered = jnp.maximum(logits - given.mixture * penalty, LOWEST)
-            logits = jnp.where(logits >= LOWEST, lowered, logits)
-        logits = jnp.where(numbers == item, -jnp.inf, logits)
+        left = jnp.where(numbers == item, -jnp.inf, logits)
+        changed, state = after(left, state, item)
+        logits = jnp.where(left >= LOWEST, jnp.maximum(changed, LOWEST), left)
         return (logits, state), (item, term, logits)
 
     return jax.lax.scan(slot, (given.logits, start), inputs)[1]
+
+
+def _between(given: Choices, penaliser: Penalty | None, size: int) -> tuple[Any, Callable]:
+    """What is known before the first of `size` slots, and `(logits, known, item) -> (logits, known)` after each."""
+    if isinstance(penaliser, LogitHook):
+        adjust = penaliser.adjust
+
+        def hooked(logits: Array, taken: tuple[Array, Array], item: Array) -> tuple[Array, tuple[Array, Array]]:
+            slots, number = taken[0].at[taken[1]].set(item.astype(jnp.int32)), taken[1] + 1
+            told = adjust(jnp.where(logits >= LOWEST, logits, -jnp.inf), slots, number, given)
+            return jnp.clip(jnp.where(jnp.isnan(told), LOWEST, told), LOWEST, -LOWEST), (slots, number)
+
+        return (jnp.full(size, -1, jnp.int32), jnp.int32(0)), hooked
+    if penaliser is None or given.features is None:
+        return None, lambda logits, known, item: (logits, known)
+
+    def penalised(logits: Array, state: Any, item: Array) -> tuple[Array, Any]:
+        penalty, state = penaliser.penalty(state, item)
+        return logits - given.mixture * penalty, state
+
+    return penaliser.start(given.features), penalised
 
 
 def _log_softmax_at(logits: Array, item: Array) -> Array:

@@ -8,6 +8,7 @@
 `policy` draws slates, `agent` learns a scorer, `envs` has the users, `training` brings them together.
 """
 
+from gemsjax.maths.plackett_luce import LogitHook, Penaliser
 from gemsjax.nets.scorer import CommonTowerScorer, DotProductScorer
 from gemsjax.ranking.agent import (
     Cascade,
@@ -34,6 +35,8 @@ __all__ = [
     "Cascade",
     "CommonTowerScorer",
     "DotProductScorer",
+    "LogitHook",
+    "Penaliser",
     "PositionBiasEnv",
     "RankingAgent",
     "RankingAgentHypers",

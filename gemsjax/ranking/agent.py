@@ -47,7 +47,7 @@ Feedback = Cascade | Array
 
 
 class Slates(NamedTuple):
-    """A batch to learn from.
+    """A batch to learn from. A user, item or weight that is not finite teaches nothing.
 
     Attributes:
       user: [B, G] features of the users.
@@ -238,13 +238,15 @@ def make_ranking_agent(spec: RankingAgentSpec, policy: RankingPolicy) -> Ranking
         batch = slates.user.shape[0]
         present = jnp.ones((batch, size), bool) if slates.present is None else slates.present
         weight = jnp.broadcast_to(1.0 if slates.weight is None else slates.weight, (batch,))
+        slates, whole, weight = _finite(slates, weight)
+        present &= whole
         targets = jax.vmap(lambda feedback: target_scores(spec, feedback, size))(slates.feedback)
         weights = jax.vmap(lambda *row: slot_weights(spec, hypers.bias_severity, *row))(
             slates.feedback, present, weight
         )
         if spec.compat:
-            present = jnp.ones_like(present)  # there, padding is learnt from
-        # Padding must not reach the network: a derivative would multiply even its NaN by zero.
+            # There, padding is learnt from, but for what is not a number.
+            present, weights = whole, jnp.where(whole, weights, 0.0)
         items = jnp.where(present[..., None], slates.items, 0.0)
         scores = policy.scores(variables, RankingObservation(slates.user, items))
         return _loss(spec, scores, targets, weights, present)
@@ -253,12 +255,24 @@ def make_ranking_agent(spec: RankingAgentSpec, policy: RankingPolicy) -> Ranking
         def of_params(params: Params) -> Array:
             return loss({**state.variables, "params": params}, hypers, slates)
 
-        params = state.variables["params"]
+        params = state.variables.get("params", {})
         value, gradients = jax.value_and_grad(of_params)(params)
         params, moments = adam_step(params, gradients, state.optimiser, hypers.rate)
-        return RankingState({**state.variables, "params": params}, moments), {"loss": value}
+        learnt = {"params": params} if "params" in state.variables else {}  # a scorer without layers has none
+        return RankingState({**state.variables, **learnt}, moments), {"loss": value}
 
     return RankingAgent(spec, policy, init, loss, update)
+
+
+def _finite(slates: Slates, weight: Array) -> tuple[Slates, Array, Array]:
+    """Slates and weights [B], zeros for users, items and weights that are not finite; and what teaches: [B, S] bool.
+
+    They must not reach the network, not even with weight 0: its derivative would multiply a NaN by zero, which is NaN.
+    """
+    known = jnp.isfinite(slates.user).all(axis=-1) & jnp.isfinite(weight)
+    whole = jnp.isfinite(slates.items).all(axis=-1)
+    user, items = jnp.where(known[:, None], slates.user, 0.0), jnp.where(whole[..., None], slates.items, 0.0)
+    return slates._replace(user=user, items=items), whole & known[:, None], jnp.where(known, weight, 0.0)
 
 
 def _check_slates(spec: RankingAgentSpec, slates: Slates, size: int) -> None:

@@ -36,7 +36,8 @@ class Response(NamedTuple):
     Attributes:
       feedback: as the environment's feedback model tells it.
       clicks: [S] bool.
-      invalid_action: [] bool, whether the slate names items that there are not; nobody clicks these.
+      invalid_action: [] bool, whether the slate names items that there are not where one was left: what is in slots
+        beyond the number of available items is padding. Nobody clicks either.
     """
 
     feedback: Feedback
@@ -130,6 +131,13 @@ class _Bandit:
         worth = self.relevance(state._replace(items=state.items[place]), params)
         return jnp.where(inside & jnp.isfinite(worth), worth, -jnp.inf), inside
 
+    def _invalid(self, state: RankingObservation, inside: Array) -> Array:
+        """Whether a slot is empty, [S] bool `inside`, that could have had an item: []."""
+        usable = jnp.isfinite(state.items).all(axis=-1) & jnp.isfinite(state.user).all()
+        there = available_items(state)
+        number = (usable if there is None else usable & there).sum()
+        return (~inside & (jnp.arange(self.num_slots) < number)).any()
+
 
 @dataclasses.dataclass(frozen=True)
 class RankingEnv(_Bandit):
@@ -153,14 +161,18 @@ class RankingEnv(_Bandit):
         super().__post_init__()
         require_choice("feedback", self.feedback, FEEDBACKS)
         require_choice("click_model", self.click_model, CLICK_MODELS)
+        fits = self.click_model == "distance_based" or not self.real_cascade
+        require(fits, "real_cascade", self.real_cascade, "False unless the click model is distance_based")
 
     def params(self, matrix: Array, distance_threshold: float | None = None) -> RankingParams:
         """Parameters from the scores' matrix [D, G] and, for `distance_based`, the threshold.
 
         Raises:
-          SettingError: a missing threshold, or one that is not finite.
+          SettingError: a missing threshold, one that is not finite, or one for users who have none.
         """
         if self.click_model != "distance_based":
+            accepted = "None unless the click model is distance_based"
+            require(distance_threshold is None, "distance_threshold", distance_threshold, accepted)
             return RankingParams(jnp.asarray(matrix, jnp.float32))
         fits = distance_threshold is not None and math.isfinite(distance_threshold)
         require(fits, "distance_threshold", distance_threshold, "a finite number: distance_based users need one")
@@ -190,7 +202,7 @@ class RankingEnv(_Bandit):
         clicks = jnp.arange(size) == chosen
         worth = (chosen < size).astype(jnp.float32)
         feedback = Cascade(chosen, worth) if self.feedback == "cascading" else clicks.astype(jnp.float32)
-        return Response(feedback, clicks, ~inside.all())
+        return Response(feedback, clicks, self._invalid(state, inside))
 
     def _nearest(self, shown: Array, params: RankingParams) -> Array:
         """The slot that is chosen, S for none."""
@@ -232,7 +244,7 @@ class PositionBiasEnv(_Bandit):
         """What the user does with a slate [S]."""
         inside = self._shown(state, slate, params)[1]
         clicks = jax.random.uniform(key, (self.num_slots,)) < self.click_probabilities(state, slate, params)
-        return Response(clicks.astype(jnp.float32), clicks, ~inside.all())
+        return Response(clicks.astype(jnp.float32), clicks, self._invalid(state, inside))
 
 
 # -- the demo's users and items ----------------------------------------------------------------------------------------

@@ -5,6 +5,11 @@ The number of available items may vary: `num_actions` tells how many of the firs
 with `valid`, which tells its items from padding. Follows TF-Agents' ranking policies, which lack log-probabilities,
 `valid` and the scores of the slate. May be called by `ranking.training`, experiments and whoever serves slates.
 
+Left out of TF-Agents' public surface by design: `get_initial_state` and policy states (there is none), time steps,
+specs and `validate_args` (shapes are bound by `RankingSpec`, actions never leave [0, N-1]), and
+`observation_and_action_constraint_splitter` (`num_actions` says what there is). Where it takes a sampler class from the
+caller (`item_sampler`), here a penaliser or a `LogitHook` changes logits between slots; drawing itself stays the same.
+
 Letters: G numbers of a user, N items of D numbers each, S slots.
 """
 
@@ -21,13 +26,16 @@ import optax
 from flax import struct
 
 from gemsjax.errors import require, require_choice, require_count
-from gemsjax.maths.distributions import PlackettLuce, certain_slate, require_temperature
-from gemsjax.maths.plackett_luce import COSINE, LOWEST, Penaliser, choices, greedy_slate
+from gemsjax.maths.distributions import CertainSlate, PlackettLuce, require_temperature
+from gemsjax.maths.plackett_luce import COSINE, Penalty, choices, greedy_slate, valid_slots
 from gemsjax.types import Array, Key, Params
 
 KINDS = ("cosine", "no_penalty", "descending", "unknown")
 """`cosine` draws items with a penalty for those like the ones above them, `no_penalty` without, `descending` ranks by
 score; `unknown` is `cosine`, as in TF-Agents."""
+
+
+SlateDistribution = PlackettLuce | CertainSlate
 
 
 class RankingObservation(NamedTuple):
@@ -108,7 +116,7 @@ class RankingPolicy(NamedTuple):
     spec: RankingSpec
     init: Callable[[Key, RankingObservation], Params]
     scores: Callable[[Params, RankingObservation], Array]
-    distribution: Callable[[Params, RankingHypers, RankingObservation], Any]
+    distribution: Callable[[Params, RankingHypers, RankingObservation], SlateDistribution]
     action: Callable[[Params, RankingHypers, RankingObservation, Key], RankingStep]
     greedy: Callable[[Params, RankingHypers, RankingObservation], RankingStep]
 
@@ -131,19 +139,21 @@ def check_hypers(hypers: RankingHypers) -> None:
         require(finite, "penalty", hypers.penalty, "a finite number")
 
 
-def make_ranking_policy(spec: RankingSpec, scorer: Any, penaliser: Penaliser = COSINE) -> RankingPolicy:
-    """Bind the sizes, a scorer and, for the kind `cosine`, a penaliser (one of your own, say).
+def make_ranking_policy(spec: RankingSpec, scorer: Any, penaliser: Penalty | None = None) -> RankingPolicy:
+    """Bind the sizes, a scorer and, for the kind `cosine`, what it does to the items that are left after every slot.
 
     Args:
       spec: static choices.
       scorer: a network `(user [..., G], items [..., N, D]) -> [..., N]`, see `nets.scorer`.
-      penaliser: how items lower the scores of those like them.
+      penaliser: how items lower the scores of those like them, or any `LogitHook`; None for the cosine penalty.
 
     Raises:
-      SettingError: see `check_spec`.
+      SettingError: see `check_spec`; or a penaliser for a kind that has none.
     """
     check_spec(spec)
-    return _Ranked(spec, scorer, penaliser if spec.kind in ("cosine", "unknown") else None).policy()
+    penalised = spec.kind in ("cosine", "unknown")
+    require(penalised or penaliser is None, "penaliser", penaliser, f"None, as the kind {spec.kind} has no penalty")
+    return _Ranked(spec, scorer, (penaliser or COSINE) if penalised else None).policy()
 
 
 def available_items(observation: RankingObservation) -> Array | None:
@@ -177,7 +187,7 @@ class _Ranked:
 
     spec: RankingSpec
     scorer: Any
-    penaliser: Penaliser | None
+    penaliser: Penalty | None
 
     def policy(self) -> RankingPolicy:
         return RankingPolicy(self.spec, self.init, self.scores, self.distribution, self.action, self.greedy)
@@ -188,61 +198,56 @@ class _Ranked:
     def scores(self, variables: Params, observation: RankingObservation) -> Array:
         return self.scorer.apply(variables, observation.user, observation.items)
 
-    def distribution(self, variables: Params, hypers: RankingHypers, observation: RankingObservation) -> Any:
-        scores = self.scores(variables, observation)
-        if self.spec.kind == "descending":
-            return certain_slate(self._descending(scores, observation)[0])
-        return self._drawn(scores, hypers, observation)
+    def distribution(
+        self, variables: Params, hypers: RankingHypers, observation: RankingObservation
+    ) -> SlateDistribution:
+        return self._slates(self.scores(variables, observation), hypers, observation)
 
     def action(
         self, variables: Params, hypers: RankingHypers, observation: RankingObservation, key: Key
     ) -> RankingStep:
-        scores = self.scores(variables, observation)
         if self.spec.kind == "descending":
-            slate, valid = self._descending(scores, observation)
-            return self._step(scores, slate, valid, jnp.zeros(()))
-        drawn = self._drawn(scores, hypers, observation)
-        slate = drawn.sample(seed=key)
-        return self._step(scores, slate, drawn.valid, self._log_prob(drawn, slate))
+            return self.greedy(variables, hypers, observation)
+        return self._step(variables, hypers, observation, lambda slates: slates.sample(seed=key))
 
     def greedy(self, variables: Params, hypers: RankingHypers, observation: RankingObservation) -> RankingStep:
-        scores = self.scores(variables, observation)
-        if self.spec.kind == "descending":
-            slate, valid = self._descending(scores, observation)
-            return self._step(scores, slate, valid, jnp.zeros(()))
-        drawn = self._drawn(scores, hypers, observation)
-        slate = drawn.mode()
-        return self._step(scores, slate, drawn.valid, self._log_prob(drawn, slate))
+        return self._step(variables, hypers, observation, lambda slates: slates.mode())
 
-    def _drawn(self, scores: Array, hypers: RankingHypers, observation: RankingObservation) -> PlackettLuce:
-        check_hypers(hypers)
+    def _slates(self, scores: Array, hypers: RankingHypers, observation: RankingObservation) -> SlateDistribution:
+        """The distribution over slates for scores [N]."""
         self._check(observation)
+        available, size = available_items(observation), self.spec.num_slots
+        if self.spec.kind == "descending":
+            given = choices(scores, available)
+            return CertainSlate(greedy_slate(given, None, size), valid_slots(given.logits, size))
+        check_hypers(hypers)
         return PlackettLuce(
             scores,
-            self.spec.num_slots,
+            size,
             temperature=hypers.temperature,
-            available=available_items(observation),
+            available=available,
             features=observation.items,
             mixture=hypers.penalty,
             penaliser=self.penaliser,
         )
-
-    def _descending(self, scores: Array, observation: RankingObservation) -> tuple[Array, Array]:
-        self._check(observation)
-        given = choices(scores, available_items(observation))
-        slots = jnp.arange(self.spec.num_slots)
-        return greedy_slate(given, None, slots.size), slots < (given.logits >= LOWEST).sum()
 
     def _check(self, observation: RankingObservation) -> None:
         found = observation.items.shape
         fits = len(found) == 2 and found[0] == self.spec.num_items
         require(fits, "items", found, f"one user's [{self.spec.num_items}, features]; vmap over users")
 
-    def _log_prob(self, drawn: PlackettLuce, slate: Array) -> Array:
-        return drawn.log_prob(slate) if self.spec.emit_log_probability else jnp.zeros(())
-
-    def _step(self, scores: Array, slate: Array, valid: Array, log_prob: Array) -> RankingStep:
+    def _step(
+        self,
+        variables: Params,
+        hypers: RankingHypers,
+        observation: RankingObservation,
+        pick: Callable[[SlateDistribution], Array],
+    ) -> RankingStep:
+        scores = self.scores(variables, observation)
+        slates = self._slates(scores, hypers, observation)
+        slate, valid = pick(slates), slates.valid
+        log_prob = slates.log_prob(slate) if self.spec.emit_log_probability else None
         own = jnp.where(valid, scores[slate], 0.0)
         if self.penaliser is not None:
             slate = jnp.where(valid, slate, self.spec.num_items - 1)
-        return RankingStep(slate, valid, scores, own, log_prob if self.spec.emit_log_probability else None)
+        return RankingStep(slate, valid, scores, own, log_prob)

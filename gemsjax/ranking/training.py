@@ -7,7 +7,6 @@ depend on how steps are cut, and runs of one key meet the same users. Called by 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,8 +22,6 @@ from gemsjax.types import Array, Key, Metrics, Params
 
 INIT = 2**32 - 1
 """Where steps have their number, initialisation has this."""
-JUDGING = 2**32 - 2
-"""And the users that judge this."""
 
 
 @struct.dataclass
@@ -50,12 +47,10 @@ class RankingTraining(NamedTuple):
       steps: `(run, state, numbers [n]) -> (state, metrics [n])`: each meets new users, shows slates, learns from them.
         Metrics are of the policy before it learns: the `loss`, `clicks` of a slate, `similarity` (mean cosine of its
         pairs) and what `scorer_quality` tells.
-      judge: `(run, state, numbers [n]) -> metrics []`: their means over n batches of users that no step meets.
     """
 
     init: Callable[[RankingRun], RankingState]
     steps: Callable[[RankingRun, RankingState, Array], tuple[RankingState, Metrics]]
-    judge: Callable[[RankingRun, RankingState, Array], Metrics]
 
 
 def make_ranking_training(env: Any, agent: RankingAgent, users: int) -> RankingTraining:
@@ -99,12 +94,7 @@ def make_ranking_training(env: Any, agent: RankingAgent, users: int) -> RankingT
     def steps(run: RankingRun, state: RankingState, numbers: Array) -> tuple[RankingState, Metrics]:
         return jax.lax.scan(lambda state, number: one(run, state, number), state, numbers)
 
-    def judge(run: RankingRun, state: RankingState, numbers: Array) -> Metrics:
-        still = dataclasses.replace(run.hypers, rate=jnp.zeros(()))
-        run = dataclasses.replace(run, key=jax.random.fold_in(run.key, JUDGING), hypers=still)
-        return jax.tree.map(lambda x: x.mean(axis=0), steps(run, state, numbers)[1])
-
-    return RankingTraining(init, steps, judge)
+    return RankingTraining(init, steps)
 
 
 def scorer_quality(scores: Array, true: Array, there: Array, size: int) -> Metrics:
@@ -112,8 +102,9 @@ def scorer_quality(scores: Array, true: Array, there: Array, size: int) -> Metri
 
     `correlation` is Pearson's, 0 where either does not vary; `recovered` the mean worth of the `size` best items by
     score on a scale from the mean of all items (0) to the best possible (1); `error` the mean absolute difference of
-    score and worth. Each is one number, 0 if there is no item.
+    score and worth. Each is one number, 0 if there is no item; items whose score or worth is not finite do not count.
     """
+    there = there & jnp.isfinite(scores) & jnp.isfinite(true)
     number = jnp.maximum(there.sum(), 1)
     mean = lambda x: jnp.where(there, x, 0.0).sum() / number  # noqa: E731
     scores, true = jnp.where(there, scores, 0.0), jnp.where(there, true, 0.0)
