@@ -5,8 +5,8 @@ The number of available items may vary: `num_actions` tells how many of the firs
 with `valid`, which tells its items from padding. Follows TF-Agents' ranking policies, which lack log-probabilities,
 `valid` and the scores of the slate. May be called by `ranking.training`, experiments and whoever serves slates.
 
-Left out of TF-Agents' public surface by design: `get_initial_state` and policy states (there is none), time steps, specs
-and `validate_args` (shapes are bound by `RankingSpec`, actions never leave [0, N-1]), and
+Left out of TF-Agents' public surface by design: `get_initial_state` and policy states (there is none), time steps,
+specs and `validate_args` (shapes are bound by `RankingSpec`, actions never leave [0, N-1]), and
 `observation_and_action_constraint_splitter` (`num_actions` says what there is). Where it takes a sampler class from the
 caller (`item_sampler`), here a penaliser or a `LogitHook` changes logits between slots; drawing itself stays the same.
 
