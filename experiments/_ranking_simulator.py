@@ -28,7 +28,7 @@ REFERENCES = ("random", "short-term-oracle")
 
 @dataclasses.dataclass(frozen=True)
 class Simulated:
-    """Sizes: items, turns, training steps, first random episodes, validation and test users; penalties; seeds."""
+    """Sizes: items, turns, training steps, random episodes at first, validation and test users; penalties; seeds."""
 
     items: int
     horizon: int

@@ -266,7 +266,7 @@ def _correction_lines(biased: dict[str, dict[str, list[float]]]) -> list[str]:
     columns = ("clicks", "correlation", "recovered", "error")
     lines = [
         "Learning from users with position bias; differences are of the same seeds, corrected less uncorrected. The "
-        "relevance r is P(click given that the user looks, with probability o); what is learnt aims at "
+        "relevance is r = P(click | looked at), slots are looked at with probability o: learning aims at "
         "r / (1 + r (1 - o)) corrected and at r o uncorrected.",
         "",
         "| policy | learning | clicks of a slate | correlation | recovered | error of the relevance |",

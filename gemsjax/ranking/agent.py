@@ -265,7 +265,7 @@ def make_ranking_agent(spec: RankingAgentSpec, policy: RankingPolicy) -> Ranking
 
 
 def _finite(slates: Slates, weight: Array) -> tuple[Slates, Array, Array]:
-    """Slates and weights [B], zeros for users, items and weights that are not finite; and what teaches: [B, S] bool.
+    """Slates and weights [B] with zeros for users, items and weights that are not finite, and what teaches, [B, S].
 
     They must not reach the network, not even with weight 0: its derivative would multiply a NaN by zero, which is NaN.
     """
