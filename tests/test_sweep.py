@@ -450,6 +450,7 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_sweep_and_survive_the_death_of_one(done, tmp_path):
     kept = f"--seed 1 2 --runs {done.options.pretrained} --data {done.options.data}"
     line = f"{LINE} {kept} --steps 120 --out {tmp_path / 'two'} --heartbeat 10"

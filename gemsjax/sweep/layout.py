@@ -102,8 +102,9 @@ class Going(NamedTuple):
 
     Attributes:
       runs: [places] bool.
-      groups: [] int32, `Layout.groups`. Data, so that XLA does not know how often the loop over groups turns: a loop
-        that turns once would be taken apart and compiled to other last digits than one that turns twice.
+      groups: [2] int32, number of the first group and of the one after the last. Data, so that XLA knows nothing of the
+        loop over groups: one that turns once would be taken apart, or the first turn of several compiled on its own, to
+        other last digits.
     """
 
     runs: Array
@@ -152,13 +153,15 @@ def over_runs(layout: Layout, begin: Callable[[Any], Any], step: Callable[..., t
             mine, told = jax.lax.cond(on.any(), lambda mine: work(runs, mine, on, *shared), rest, mine)
             return put(state, mine, number), put(out, told, number)
 
-        return jax.lax.fori_loop(0, going.groups, group, (state, zeros(shapes, layout.groups)))
+        return jax.lax.fori_loop(*going.groups, group, (state, zeros(shapes, layout.groups)))
 
     def make_share(data: Any, going: Going) -> Any:
         work = _of_group(begin, 1, layout.group)
         shapes = jax.eval_shape(lambda: work(at(data, 0)))
-        made = lambda number, state: put(state, work(at(data, number)), number)  # noqa: E731
-        return jax.lax.fori_loop(0, going.groups, made, zeros(shapes, layout.groups))
+        # The barrier keeps random numbers from being drawn in place, where their last digits depend on the place.
+        one = lambda number: jax.lax.optimization_barrier(work(at(data, number)))  # noqa: E731
+        made = lambda number, state: put(state, one(number), number)  # noqa: E731
+        return jax.lax.fori_loop(*going.groups, made, zeros(shapes, layout.groups))
 
     split = PartitionSpec(_AXIS)
     spread = partial(jax.shard_map, mesh=layout.mesh, check_vma=False, out_specs=split)
@@ -201,7 +204,9 @@ def going(layout: Layout, runs: np.ndarray | None = None) -> Going:
     runs = np.ones(layout.runs, bool) if runs is None else runs
     placed = np.concatenate([runs, np.zeros(layout.places - layout.runs, bool)])
     everywhere = NamedSharding(layout.mesh, PartitionSpec())
-    return Going(jax.device_put(placed, layout.sharding), jax.device_put(np.int32(layout.groups), everywhere))
+    return Going(
+        jax.device_put(placed, layout.sharding), jax.device_put(np.array([0, layout.groups], np.int32), everywhere)
+    )
 
 
 def gather(layout: Layout, tree: Any) -> Any:
