@@ -1,6 +1,6 @@
 """How the speed of a sweep depends on its number of runs: `python -m experiments.benchmark --only sweep`.
 
-Runs of SAC+GeMS at the paper's sizes, save a replay of 2,000 episodes, with untrained weights: run-updates a second (one
+Runs of SAC+GeMS at the paper's sizes, but a replay of 2,000, with untrained weights: run-updates a second (one
 trajectory and one update of one run) for 1, 2, 4 ... runs in both layouts, against single runs one after another; and
 where an epoch's seconds go.
 """
