@@ -153,7 +153,8 @@ def over_runs(layout: Layout, begin: Callable[[Any], Any], step: Callable[..., t
             mine, told = jax.lax.cond(on.any(), lambda mine: work(runs, mine, on, *shared), rest, mine)
             return put(state, mine, number), put(out, told, number)
 
-        return jax.lax.fori_loop(*going.groups, group, (state, zeros(shapes, layout.groups)))
+        first, end = going.groups
+        return jax.lax.fori_loop(first, end, group, (state, zeros(shapes, layout.groups)))
 
     def make_share(data: Any, going: Going) -> Any:
         work = _of_group(begin, 1, layout.group)
@@ -161,7 +162,8 @@ def over_runs(layout: Layout, begin: Callable[[Any], Any], step: Callable[..., t
         # The barrier keeps random numbers from being drawn in place, where their last digits depend on the place.
         one = lambda number: jax.lax.optimization_barrier(work(at(data, number)))  # noqa: E731
         made = lambda number, state: put(state, one(number), number)  # noqa: E731
-        return jax.lax.fori_loop(*going.groups, made, zeros(shapes, layout.groups))
+        first, end = going.groups
+        return jax.lax.fori_loop(first, end, made, zeros(shapes, layout.groups))
 
     split = PartitionSpec(_AXIS)
     spread = partial(jax.shard_map, mesh=layout.mesh, check_vma=False, out_specs=split)
