@@ -15,7 +15,7 @@ _PROBE = "import jax; jax.devices('cpu')"
 
 
 def _flags_that_xla_knows() -> str:
-    """The flags of `_FAST` that this XLA accepts. It aborts at one that it does not know, hence a process of its own."""
+    """The flags of `_FAST` that this XLA accepts; at one that it does not know it aborts, hence a process for each."""
     before, known = os.environ.get("XLA_FLAGS", ""), ""
     for flag in _FAST:
         tried = f"{known} {flag}"
