@@ -21,6 +21,34 @@ def uniform(bound: float) -> nn.initializers.Initializer:
     return init
 
 
+@jax.custom_vjp
+def affine(x: Array, kernel: Array, bias: Array) -> Array:
+    """`x @ kernel + bias`: [..., n], [n, m], [m] -> [..., m], with the kernel's gradient by `outer_sum`."""
+    return x @ kernel + bias
+
+
+def _affine_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array, Array]:
+    x, kernel = residuals
+    return grad @ kernel.T, outer_sum(x, grad), grad.reshape(-1, grad.shape[-1]).sum(axis=0)
+
+
+affine.defvjp(lambda x, kernel, bias: (x @ kernel + bias, (x, kernel)), _affine_backward)
+
+
+def outer_sum(x: Array, grad: Array) -> Array:
+    """Sum over rows of the outer products of `x` [..., n] and `grad` [..., m]: [n, m], a kernel's gradient.
+
+    On CPUs the product reads one operand column by column. Columns of rows as long as a power of two share a few places
+    of the cache, which halves the speed, so the other operand is taken for it where it is much narrower.
+    """
+    x, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    if x.shape[1] % 64 == 0 and 2 * grad.shape[1] < x.shape[1]:
+        # The barriers keep XLA from turning the product round again, and from passing on its columns as rows.
+        turned = jax.lax.optimization_barrier(grad.T @ x)
+        return jax.lax.optimization_barrier(turned.T)
+    return x.T @ grad
+
+
 class Linear(nn.Module):
     """`x @ kernel + bias`: [..., n] -> [..., features]; kernel and bias start as U(+-1/sqrt(n))."""
 
@@ -31,7 +59,7 @@ class Linear(nn.Module):
         bound = x.shape[-1] ** -0.5
         kernel = self.param("kernel", uniform(bound), (x.shape[-1], self.features))
         bias = self.param("bias", uniform(bound), (self.features,))
-        return x @ kernel + bias
+        return affine(x, kernel, bias)
 
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh, "elu": nn.elu}
@@ -50,20 +78,38 @@ class MLP(nn.Module):
         return x
 
 
+@jax.custom_vjp
+def joint(state: Array, action: Array, kernel: Array, bias: Array) -> Array:
+    """`[state, action] @ kernel + bias`: [..., s], [..., a], [s + a, m], [m] -> [..., m]."""
+    return jnp.concatenate([state, action], axis=-1) @ kernel + bias
+
+
+def _joint_backward(residuals: tuple[Array, Array, Array], grad: Array) -> tuple[Array, Array, Array, Array]:
+    state, action, kernel = residuals
+    width = state.shape[-1]
+    # A column of ones sums the bias's gradient within the kernel's product.
+    ones = jnp.ones((*state.shape[:-1], 1), state.dtype)
+    by_kernel = outer_sum(jnp.concatenate([state, action, ones], axis=-1), grad)
+    return grad @ kernel[:width].T, grad @ kernel[width:].T, by_kernel[:-1], by_kernel[-1]
+
+
+joint.defvjp(lambda *inputs: (joint(*inputs), inputs[:3]), _joint_backward)
+
+
 class Critic(nn.Module):
     """Q of a state and an action with one hidden layer: [..., s], [..., a] -> [...].
 
-    The parameters are those of an MLP on [state, action]. The first product is taken in two, so that a loss that needs
-    the gradient with respect to one input does not pay for the other's (a quarter of the critics' work in SAC).
+    The parameters are those of an MLP on [state, action]. `joint` makes one product of the two, and gradients with
+    respect to each on its own, so a loss that needs one of them does not pay for the other.
     """
 
     hidden: int
 
     @nn.compact
     def __call__(self, state: Array, action: Array) -> Array:
-        width, inputs = state.shape[-1], state.shape[-1] + action.shape[-1]
+        inputs = state.shape[-1] + action.shape[-1]
         bound = inputs**-0.5
         kernel = self.param("kernel", uniform(bound), (inputs, self.hidden))
         bias = self.param("bias", uniform(bound), (self.hidden,))
-        hidden = nn.relu(state @ kernel[:width] + action @ kernel[width:] + bias)
+        hidden = nn.relu(joint(state, action, kernel, bias))
         return Linear(1, name="out")(hidden)[..., 0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -177,12 +177,45 @@ def vae_loss(
     return loss, dict(zip(LOSSES, (loss, slate, click, kl), strict=True))
 
 
-def slate_cross_entropy(queries: Array, items: Array, slate: Array) -> Array:
-    """-log softmax(query . items) at the shown item: [..., E], [I, E], [...] -> [...].
+_BLOCK = 320
+"""Queries whose logits over a thousand items stay in a core's cache."""
 
-    The shown item's logit is a product of its own: picking it out of [..., I] logits would make the gradient a scatter.
+
+@jax.custom_vjp
+def slate_cross_entropy(queries: Array, items: Array, slate: Array) -> Array:
+    """-log softmax(query . items) at the shown item: [..., E], [I, E], [...] -> [...]. Items get no gradient.
+
+    With a gradient it is taken beside the value, block by block, while a block's logits are in the cache.
     """
-    return jax.nn.logsumexp(queries @ items.T, axis=-1) - (queries * items[slate]).sum(axis=-1)
+    return _over_queries(queries, items, slate, gradient=False)
+
+
+def _over_queries(queries: Array, items: Array, slate: Array, gradient: bool) -> Any:
+    """The cross-entropies [...] and, if asked for, their gradients with respect to the queries [..., E]."""
+    width, count = queries.shape[-1], slate.size
+    blocks = lambda x: jnp.pad(x, ((0, -count % _BLOCK), *((0, 0),) * (x.ndim - 1))).reshape(-1, _BLOCK, *x.shape[1:])  # noqa: E731
+    ones = jnp.ones((items.shape[0], 1), items.dtype)
+    # With a column of ones the product with the items sums the weights too.
+    summed = jnp.concatenate([items, ones], axis=1) if gradient else ones
+
+    def one(block: tuple[Array, Array]) -> Any:
+        query, shown = block[0], items[block[1]]
+        logits = query @ items.T
+        largest = logits.max(axis=1)
+        sums = jnp.exp(logits - largest[:, None]) @ summed
+        total = sums[:, -1]
+        loss = jnp.log(total) + largest - (query * shown).sum(axis=1)
+        return (loss, sums[:, :-1] / total[:, None] - shown) if gradient else loss
+
+    out = jax.lax.map(one, (blocks(queries.reshape(-1, width)), blocks(slate.reshape(-1))))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count].reshape(*slate.shape, *x.shape[2:]), out)
+
+
+def _cross_entropy_backward(by_query: Array, grad: Array) -> tuple[Array, None, None]:
+    return grad[..., None] * by_query, None, None
+
+
+slate_cross_entropy.defvjp(lambda *inputs: _over_queries(*inputs, gradient=True), _cross_entropy_backward)
 
 
 def action_bounds(vae: SlateVAE, params: Params, logged: Observation) -> GeMSWeights:
