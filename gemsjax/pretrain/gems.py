@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -215,7 +216,7 @@ def _cross_entropy_backward(by_query: Array, grad: Array) -> tuple[Array, None, 
     return grad[..., None] * by_query, None, None
 
 
-slate_cross_entropy.defvjp(lambda *inputs: _over_queries(*inputs, gradient=True), _cross_entropy_backward)
+slate_cross_entropy.defvjp(partial(_over_queries, gradient=True), _cross_entropy_backward)
 
 
 def action_bounds(vae: SlateVAE, params: Params, logged: Observation) -> GeMSWeights:
