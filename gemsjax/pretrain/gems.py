@@ -193,8 +193,11 @@ def slate_cross_entropy(queries: Array, items: Array, slate: Array) -> Array:
 
 def _over_queries(queries: Array, items: Array, slate: Array, gradient: bool) -> Any:
     """The cross-entropies [...] and, if asked for, their gradients with respect to the queries [..., E]."""
-    width, count = queries.shape[-1], slate.size
-    blocks = lambda x: jnp.pad(x, ((0, -count % _BLOCK), *((0, 0),) * (x.ndim - 1))).reshape(-1, _BLOCK, *x.shape[1:])  # noqa: E731
+    rows = slate.size
+
+    def blocks(x: Array) -> Array:  # [rows, ...] -> [blocks, _BLOCK, ...], the last one filled up with zeros
+        return jnp.pad(x, ((0, -rows % _BLOCK), *((0, 0),) * (x.ndim - 1))).reshape(-1, _BLOCK, *x.shape[1:])
+
     ones = jnp.ones((items.shape[0], 1), items.dtype)
     # With a column of ones the product with the items sums the weights too.
     summed = jnp.concatenate([items, ones], axis=1) if gradient else ones
@@ -208,8 +211,8 @@ def _over_queries(queries: Array, items: Array, slate: Array, gradient: bool) ->
         loss = jnp.log(total) + largest - (query * shown).sum(axis=1)
         return (loss, sums[:, :-1] / total[:, None] - shown) if gradient else loss
 
-    out = jax.lax.map(one, (blocks(queries.reshape(-1, width)), blocks(slate.reshape(-1))))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count].reshape(*slate.shape, *x.shape[2:]), out)
+    out = jax.lax.map(one, (blocks(queries.reshape(rows, -1)), blocks(slate.reshape(rows))))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:rows].reshape(*slate.shape, *x.shape[2:]), out)
 
 
 def _cross_entropy_backward(by_query: Array, grad: Array) -> tuple[Array, None, None]:
