@@ -27,7 +27,7 @@ policy 95.4, short-term oracle 100.7) with 95 % t-intervals over the training se
     none, shown items                        124.8 +- 40.9   126.2 +- 35.0
     top-K, logged propensities, shown items   39.4 +- 1.8     38.4 +- 2.3
 
-Three seeds show little. No correction of clicked items differs from none of them by more than its interval. Of served
+Three seeds show little. No correction of clicked items differs from `none` by more than its interval. Of served
 slates first-order beats top-K by 6.3 (3.7 to 8.9) with logged propensities, and these beat the head's estimates by 40
 (17 to 63) in the first order and 33 (4 to 61) in top-K. The paper's objective with top-K correction returns 88 (55 to
 121) less than the same actions and credit without it, and 57 (54 to 61) less than top-K with clicked items. One log, 224
