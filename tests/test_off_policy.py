@@ -141,6 +141,44 @@ def test_weights_do_not_overflow():
     np.testing.assert_allclose(found, 20.0, rtol=1e-6)
 
 
+INFINITE = {"log_pi": [0.0, -0.5, -2.0, -np.inf], "log_beta": [-np.inf, -1e4, -1.0, -np.inf]}
+
+
+@pytest.mark.parametrize("kind", ["first_order", "topk", "set_ratio"])
+@pytest.mark.parametrize("normalise", [False, True])
+def test_weights_without_a_cap_stay_finite(kind, normalise):
+    """Ratios that overflow, infinite ones, and 0 / 0: no NaN in weights, loss or gradient."""
+    log_pi, log_beta = (jnp.array(INFINITE[name]) for name in ("log_pi", "log_beta"))
+    correction = Correction(kind, 4, None, normalise)
+    found = off_policy.weights(log_pi, log_beta, jnp.ones(4), correction)
+    assert np.isfinite(found.ratio).all() and found.ratio[3] <= off_policy.LEAST_SET_RATIO
+    if normalise:
+        np.testing.assert_allclose(found.ratio.sum(), 1.0, rtol=1e-6)
+        np.testing.assert_allclose(found.ratio, [1.0, 0.0, 0.0, 0.0], atol=1e-6)  # infinitely more than the others
+    loss, gradient = loss_and_gradient(log_pi[:3], log_beta[:3], jnp.ones(3), jnp.ones(3), correction)
+    assert np.isfinite(loss) and np.isfinite(gradient).all()
+
+
+def test_normalised_weights_of_ratios_that_vanish_or_are_infinite_together():
+    log_pi, mask = jnp.array([-1.0, -2.0, 5.0]), jnp.array([1.0, 1.0, 0.0])
+    correction = Correction("first_order", normalise=True)
+    small = off_policy.weights(log_pi - 500.0, jnp.zeros(3), mask, correction).ratio
+    np.testing.assert_allclose(small, [*np.exp([0.0, -1.0]) / (1 + np.exp(-1.0)), 0.0], rtol=1e-5)
+    both = off_policy.weights(log_pi, jnp.full(3, -np.inf), mask, correction).ratio
+    np.testing.assert_allclose(both, [0.5, 0.5, 0.0])
+    assert not off_policy.weights(jnp.full(3, -np.inf), jnp.zeros(3), mask, correction).ratio.any()
+    capped = Correction("first_order", cap=2.0, normalise=True)
+    np.testing.assert_allclose(off_policy.weights(log_pi + 9.0, jnp.zeros(3), mask, capped).ratio, [0.5, 0.5, 0.0])
+
+
+def test_the_share_that_counts_in_effect():
+    share, mask = jax.jit(off_policy.effective_share), jnp.array([1.0, 1.0, 1.0, 0.0])
+    np.testing.assert_allclose(share(jnp.array([1.0, 2.0, 3.0, 9.0]), mask), 36 / 3 / 14, rtol=1e-6)
+    np.testing.assert_allclose(share(jnp.array([1e30, 2e30, 3e30, np.inf]), mask), 36 / 3 / 14, rtol=1e-6)
+    np.testing.assert_allclose(share(jnp.array([1e30, 0.0, 1.0, 1.0]), mask), 1 / 3, rtol=1e-6)
+    assert share(jnp.zeros(4), mask) == 0.0 == share(jnp.ones(4), mask * 0.0)
+
+
 def test_set_ratios():
     """alpha / beta of K draws, between the floor and the cap, without overflow at either end."""
     log_pi, log_beta = jnp.log(PI), jnp.log(BETA)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import _topk_report
 from experiments import topk_off_policy as experiment
-from gemsjax import checkpoint
+from gemsjax import checkpoint, plots_offline
 from gemsjax.agents.base import Agent, Policy
 from gemsjax.errors import DataError, SettingError, TrainingError
 from gemsjax.offline import OfflinePlan, learn, make_offline_training
@@ -187,22 +189,69 @@ def test_the_experiment_goes_on_where_it_was_stopped(tmp_path, monkeypatch, caps
         patch.setattr(experiment.offline, "learn", lambda *x, **y: real(*x, **y)._replace(finished=False))
         with pytest.raises(KeyboardInterrupt, match="the same command"):
             experiment.main(arguments)
-    directory = experiment.run_directory("top-K", arguments)
+    (job,) = experiment.jobs(arguments)
+    directory = job.directory
     first = {path.name: path.stat().st_mtime_ns for path in (directory / "checkpoints").iterdir()}
     capsys.readouterr()
     experiment.main(arguments)
     assert {path.name: path.stat().st_mtime_ns for path in (directory / "checkpoints").iterdir()} == first
-    report = json.loads(written.read_text())
-    assert set(report["returns"]) == {*experiment.REFERENCES, "top-K, greedy", "top-K, served"}
-    assert max(report["bandits"].values()) < 2e-3 and 0 < report["top-K"]["mean_ratio"] < 100
-    assert report["returns"]["random"]["mean"] < report["returns"]["epsilon-greedy-oracle"]["mean"]
-    assert (out / "topk_off_policy.md").read_text().count("\n|") == 2 * 2 + 5 + len(report["top-K"])
+    told, record = json.loads(written.read_text()), json.loads(job.record.read_text())
+    assert told == json.loads((out / "summary.json").read_text()) and told["comparisons"] == []
+    found = told["corrections"]["top-K"]
+    assert set(told["references"]) == set(experiment.REFERENCES) and found["held_out"] == record["held_out"]
+    assert max(told["bandits"].values()) < 2e-3 and 0 < found["held_out"]["mean_ratio"] < 100
+    assert told["references"]["random"]["mean"] < told["references"]["epsilon-greedy-oracle"]["mean"]
+    assert found["greedy"] == {"mean": record["greedy"]["mean"], "half_interval": None}
+    assert (out / "topk_off_policy.md").read_text().count("\n|") == 3 * 2 + 4 + len(record["held_out"])
     for picture in ("weights.png", "calibration.png"):
         assert (out / picture).read_bytes().startswith(b"\x89PNG")
     assert Path(capsys.readouterr().out.split("table: ")[1].splitlines()[0]).is_file()
 
 
-@pytest.mark.parametrize("wrong", [{"budget": "tiny"}, {"variants": ("second-order",)}, {"variants": ()}])
+def test_a_record_is_kept_and_one_of_another_configuration_refused(tmp_path, monkeypatch):
+    arguments = experiment.Arguments(budget="smoke", variants=("none",), seeds=2, out=tmp_path)
+    made = list(experiment.jobs(arguments))
+    assert [job.seed for job in made] == [arguments.seed, arguments.seed + 1]
+    assert experiment.kept(made[0]) is None
+    made[0].record.parent.mkdir(parents=True)
+    made[0].record.write_text(json.dumps(made[0].asked() | {"greedy": 1}))
+    assert experiment.kept(made[0])["greedy"] == 1
+    more = dataclasses.replace(experiment.BUDGETS["smoke"], seeds=3)  # more seeds are no other configuration
+    assert experiment.kept(dataclasses.replace(made[0], budget=more)) is not None
+    monkeypatch.setattr(experiment, "_bandits", lambda _: pytest.fail("it had begun to work"))
+    monkeypatch.setitem(experiment.BUDGETS, "smoke", dataclasses.replace(more, epochs=2))
+    with pytest.raises(DataError, match="another configuration: budget.epochs is 1 there and 2 here"):
+        experiment.main(arguments)
+
+
+def test_differences_are_paired_by_seed():
+    rows = [("none", 1, 10.0), ("none", 2, 20.0), ("none", 3, 30.0), ("top-K", 1, 12.0), ("top-K", 2, 23.0)]
+    rows.append(("top-K", 3, 34.0))
+    mean = lambda value: {"mean": value}  # noqa: E731
+    records = [
+        {"variant": name, "seed": seed, "greedy": mean(value), "served": mean(2 * value), "held_out": {"x": value}}
+        for name, seed, value in rows
+    ]
+    greedy, served = _topk_report.comparisons(records)
+    assert (greedy["correction"], greedy["less"], greedy["seeds"]) == ("top-K", "none", 3)
+    assert greedy["difference"] == 3.0 and served["difference"] == 6.0
+    np.testing.assert_allclose(greedy["high"] - 3.0, 4.302653 / np.sqrt(3), rtol=1e-5)
+    text = _topk_report.markdown(records, {"random": {"mean": 1.0, "standard_error": 0.5}}, "made up")
+    assert "| top-K | 23.0 ± " in text and "| greedy | top-K | none | 3.0 (0.5 to 5.5) | 0.035 |" in text
+
+
+def test_what_lies_outside_a_histogram_has_bins_of_its_own():
+    ratio = np.array([0.0, 1e-9, 1e-3, 1.0, 1.0, 1e7, np.inf, 1e-4])
+    figure = plots_offline.weight_histograms({"x": (ratio, np.ones(8))}, 20.0, 10, "title")
+    axes = figure.axes[0]
+    labels = [label.get_text().strip() for label in axes.get_xticklabels()]
+    assert labels[0] == "< -4" and labels[-1] == "> 4"
+    corners = np.asarray(axes.patches[0].get_xy())
+    below, above = (corners[(corners[:, 0] > low) & (corners[:, 0] <= low + 1), 1].max() for low in (-5.0, 4.0))
+    np.testing.assert_allclose([below, above], 2 / 8)
+
+
+@pytest.mark.parametrize("wrong", [{"seeds": 0}, {"budget": "tiny"}, {"variants": ("second-order",)}, {"variants": ()}])
 def test_the_experiment_refuses_what_it_does_not_know(wrong, tmp_path):
     with pytest.raises(SettingError):
         experiment.main(experiment.Arguments(out=tmp_path / "out", **wrong))

@@ -232,8 +232,43 @@ def test_a_candidate_with_a_broken_vector_is_absent_and_the_others_go_on():
     assert updated
     for leaf, other in zip(after, expected, strict=True):
         np.testing.assert_allclose(leaf, other, rtol=0, atol=1e-6)
-    of_broken = broken._replace(chosen=jnp.array([1, 2, 2, 2]))
+    of_broken = broken._replace(chosen=jnp.array([1, 1, 1, 1]))
     assert not learn_of(state, of_broken, config)[1]
+
+
+@pytest.mark.parametrize("where", ["base", "items"])
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_candidate_that_could_not_be_served_was_not_chosen(where, given, value):
+    """Learning and serving agree on who is there, also where the probabilities are those of the serving."""
+    config, (state, interaction) = PersonalisationConfig(), random_case(3, masked=0.0)
+    interaction = interaction._replace(chosen=jnp.array([1, 2, 2, 2]), chosen_mask=jnp.ones(C, bool))
+    broken = interaction._replace(**{where: getattr(interaction, where).at[1].set(value)})
+    absent = interaction._replace(mask=interaction.mask.at[1].set(False))
+    base, items, mask, *_ = broken
+    probs = scores_of(base, state, items, mask, config)[1]
+    assert probs[1] == 0.0
+    more = (probs,) if given else ()
+    (after, updated), (expected, _) = learn_of(state, broken, config, *more), learn_of(state, absent, config)
+    assert updated
+    for leaf, other in zip(after, expected, strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=0, atol=1e-6)
+    alone = broken._replace(chosen=jnp.array([1, 1, 1, 1]))
+    after, updated = learn_of(state, alone, config, *more)
+    assert not updated and same_bits(after, state)
+
+
+def test_probabilities_that_were_given_do_not_need_scores():
+    """Served by another program that kept no base scores: what it gave a probability was there."""
+    config, (state, interaction) = PersonalisationConfig(), random_case(3, masked=0.0)
+    interaction = interaction._replace(chosen=jnp.array([1, 2, 2, 2]), chosen_mask=jnp.ones(C, bool))
+    probs = scores_of(interaction.base, state, interaction.items, interaction.mask, config)[1]
+    (after, updated), (expected, _) = (
+        learn_of(state, case, config, probs) for case in (interaction._replace(base=jnp.full(K, jnp.nan)), interaction)
+    )
+    assert updated
+    for leaf, other in zip(after, expected, strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=0, atol=1e-7)
 
 
 def test_whole_and_cut_off_numbers_name_the_same_candidates():

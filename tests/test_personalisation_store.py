@@ -225,6 +225,35 @@ def test_a_table_comes_back_bit_for_bit_and_goes_on_alike(tmp_path):
     )
 
 
+@pytest.mark.parametrize("size", [20_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_a_store_of_many_users_comes_back(tmp_path, size):
+    """In several chunks, after a batch in which users repeat."""
+    many, dim = make_store(size, 32), 32
+    rng = np.random.default_rng(3)
+    ids = np.concatenate([rng.integers(0, size, 200), [0, size - 1, size - 1]])
+    batch = interactions(9, len(ids))
+    batch = batch._replace(items=rng.normal(size=(len(ids), K, dim)).astype(np.float32))
+    table = many.update(many.place(rng.standard_normal((size, 2 * dim + 1), np.float32)), ids, batch, CONFIG).table
+    save(many, table, tmp_path, users_per_chunk=size // 3)
+    assert len(list(tmp_path.glob("states_*.npy"))) == 4
+    other, loaded = load(tmp_path)
+    assert (other.users, other.dim) == (size, dim)
+    np.testing.assert_array_equal(loaded, table)
+
+
+def test_a_table_of_another_store_does_not_replace_the_good_one(tmp_path):
+    save(STORE, filled(), tmp_path, users_per_chunk=128)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    fewer = make_store(USERS - 1, DIM).init()
+    for wrong in (make_store(USERS, DIM + 1).init(), make_store(USERS, DIM - 1).init(), fewer, filled()[0]):
+        with pytest.raises(SettingError, match=f"table = .*a table of this store .{USERS} users with vectors of {DIM}"):
+            save(STORE, wrong, tmp_path, users_per_chunk=128)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(SettingError, match="table"):
+        save(STORE, fewer, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_saving_again_writes_what_changed_and_leaves_nothing_behind(tmp_path):
     save(STORE, filled(), tmp_path, users_per_chunk=128)
     first = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.npy")}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -19,6 +21,7 @@ from gemsjax.datasets.propensities import oracle_slates, propensities
 from gemsjax.datasets.tables import (
     MOVIELENS,
     TableSchema,
+    drop_longest_users,
     keep_active_users,
     keep_top_items,
     read_table,
@@ -85,6 +88,23 @@ def test_a_table_without_header_time_or_plain_ids(tmp_path):
 
 
 HEADER = "user,item,time,reward\n"
+
+
+def test_dates_with_and_without_a_zone_are_in_order(tmp_path):
+    """Without one they are UTC. Nothing is left to NumPy, which warns and will no longer read offsets."""
+    dates = [
+        "2024-01-05T10:00:00+02:00", "2024-01-05T08:30:00Z", "2024-01-05 09:00:00.25", "2024-01-05T03:45-0530",
+        "2024-01-05T22:00:00.5+12", "2024-01-05", "2024-01-04 23:59:59 +00:00",
+    ]  # fmt: skip
+    seconds = [8.0, 8.5, 9 + 0.25 / 3600, 9.25, 10 + 0.5 / 3600, 0.0, -1 / 3600]
+    path = written(tmp_path / "dates.csv", HEADER + "".join(f"u,{n},{date},1\n" for n, date in enumerate(dates)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = read_table(path)
+    assert table.item_ids[table.items].tolist() == np.argsort(seconds).tolist()
+    path = written(tmp_path / "wrong.csv", HEADER + "u,1,2024-01-05T10:00+02:00,1\nu,1,2024-01-05T10:00+25:00,1\n")
+    with pytest.raises(DataError, match=r"row 2, column 'time': '2024-01-05T10:00\+25:00' is not a date"):
+        read_table(path)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +227,14 @@ def test_parts_of_users(ratings):
         split_users(ratings, 0.0)
 
 
+def test_the_longest_users_are_dropped(ratings):
+    assert sorted(drop_longest_users(ratings).user_ids) == [7, 20, 42]
+    assert sorted(drop_longest_users(ratings, 1).user_ids) == [7, 11, 20, 42]
+    for wrong in (0, 5):
+        with pytest.raises(SettingError, match="count"):
+            drop_longest_users(ratings, wrong)
+
+
 def _told(table):
     ids = zip(table.user_ids[table.users], table.item_ids[table.items], table.rewards, strict=True)
     return [(int(user), int(item), float(reward)) for user, item, reward in ids]
@@ -275,6 +303,49 @@ def test_long_histories_are_cut_and_every_turn_is_learnt_once(ratings):
         from_table(ratings, horizon=9, partial="drop")
     with pytest.raises(SettingError, match="horizon"):
         from_table(ratings, horizon=0)
+
+
+def test_a_burn_in_is_seen_but_not_learnt_from_again(ratings):
+    logged = from_table(ratings, horizon=3, burn_in=1)
+    assert logged.turns.slate.shape == (2 + 1 + 2 + 1, 4, 1)  # of 6, 2, 5 and 4 ratings
+    assert logged.taken[:, :, 0].sum(axis=1).tolist() == [3, 2, 1, 3, 1, 3]
+    assert sorted(logged.item_reward[logged.taken]) == sorted(ratings.rewards[_after_the_first(ratings)])
+    np.testing.assert_array_equal(logged.turns.slate[1, :2], logged.turns.slate[0, 2:])
+    assert not logged.taken[1, 0] and logged.taken[1, 1]
+    for wrong in (-1, 3):
+        with pytest.raises(SettingError, match="burn_in"):
+            from_table(ratings, horizon=3, burn_in=wrong)
+    with pytest.raises(DataError, match="episode 1, turn 1, slot 0 is not taken"):
+        to_episodes(from_table(ratings, horizon=3, burn_in=1, partial="drop"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"reward": np.nan}, "episode 2, turn 2 has a reward that is no finite number"),
+        ({"reward": -np.inf}, "episode 2, turn 2 has a reward that is no finite number"),
+        ({"taken": False}, "episode 2, turn 2, slot 0 is not taken"),
+    ],
+    ids=str,
+)
+def test_other_agents_are_not_given_what_cannot_be_learnt_from(ratings, change, says):
+    logged = from_table(ratings, horizon=2, partial="drop")
+    ((name, value),) = change.items()
+    column = np.array(getattr(logged, name))
+    column[2, 1] = value
+    with pytest.raises(DataError, match=says):
+        to_episodes(dataclasses.replace(logged, **{name: column}))
+
+
+def test_frames_bring_their_propensities(slates):
+    """So that an agent can use probabilities that were logged; none where the table has none."""
+    frames = make_frames(slates, 2)
+    assert frames.propensities.shape == frames.items.shape
+    logged = from_frames(frames)
+    np.testing.assert_array_equal(logged.propensity[..., 0], frames.propensities[:, 1:])
+    np.testing.assert_array_equal(frames.propensities[0], slates.propensities[:3])
+    np.testing.assert_array_equal(actions(logged, 7).propensity[..., 0].T, frames.propensities[:, 1:])
+    assert from_frames(frames._replace(propensities=None)).propensity == ()
 
 
 def test_frames_as_episodes(ratings):

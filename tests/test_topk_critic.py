@@ -95,6 +95,35 @@ def test_the_target_and_the_gradient_by_hand(judges):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
+def test_a_turn_of_unknown_reward_is_not_the_end_of_its_user():
+    """It is not learnt from, but the turn before still counts what follows; padding after the last turn never does."""
+    critic = RewardCritic(Critic(HIDDEN), "probabilities", DIMS.num_items, DIMS.slate_size)
+    keys, logs = jax.random.split(jax.random.key(6), 5), some_logs()
+    params, target = (critic.init(key, WIDTH) for key in keys[:2])
+    states, later = (jax.random.normal(key, (DIMS.horizon, 4, WIDTH)) for key in keys[2:4])
+    logits = jax.random.normal(keys[4], (DIMS.horizon, 4, DIMS.num_items))
+    hypers = dataclasses.replace(HYPERS, critic_clip=jnp.float32(100.0))
+    loss = jax.jit(lambda batch: critic.loss(params, Targets((), (), target), states, (later, logits), batch, hypers))
+
+    def by_hand(batch, ends):
+        """Mean over the turns learnt from; a user's last turn is that of `ends`."""
+        errors = []
+        after = critic.values(target, later, critic.served(logits))
+        found = critic.values(params, states, shares(batch.items, batch.taken, DIMS.num_items))
+        for turn, user in np.argwhere(np.asarray(batch.taken).any(axis=-1)):
+            y = batch.reward[turn, user] + (0.9 * after[turn + 1, user] if turn < ends[user] else 0.0)
+            errors.append(float(found[turn, user] - y) ** 2)
+        return np.mean(errors)
+
+    for place in ((0, 1), (0, 2), (1, 1)):  # amid a user's turns, its last, the last before padding
+        reward = logs.reward.copy()
+        reward[place] = np.nan
+        batch = actions(dataclasses.replace(logs, reward=reward), DIMS.num_items)
+        np.testing.assert_array_equal(batch.there.sum(axis=0), [3.0, 2.0, 3.0, 3.0])
+        assert batch.taken[place[1], place[0]].sum() == 0.0
+        np.testing.assert_allclose(loss(batch), by_hand(batch, [2, 1, 2, 2]), rtol=1e-4)
+
+
 @pytest.mark.parametrize("judges", ["probabilities", "slate"])
 def test_its_rewards_are_what_it_says_of_the_policy(judges):
     critic = RewardCritic(Critic(HIDDEN), judges, DIMS.num_items, DIMS.slate_size)
@@ -176,6 +205,26 @@ def test_the_log_s_rewards_reach_the_critic_alone(steps):
     silent, _ = steps(nothing, 1)
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(silent[1].window.gradients))
     assert changed(silent[1].params.critic, silent[0].params.critic)
+
+
+@pytest.mark.parametrize("judges", ["probabilities", "slate"])
+def test_padding_changes_nothing_with_a_critic(judges):
+    """A turn and a user more that hold nothing (and broken numbers): the same update, metrics included."""
+    logs, states = some_logs(), []
+    fill = lambda x, value: np.pad(x, ((0, 1), (0, 1)) + ((0, 0),) * (x.ndim - 2), constant_values=value)  # noqa: E731
+    padded = LoggedEpisodes(
+        turns=Observation(fill(logs.turns.slate, -1), fill(logs.turns.clicks, False)),
+        reward=fill(logs.reward, np.nan),
+        taken=fill(logs.taken, False),
+        propensity=fill(logs.propensity, np.nan),
+    )
+    agent = topk.make_topk_reinforce(dataclasses.replace(SMALL, critic=judges), DIMS)
+    start, update = jax.jit(agent.init)(jax.random.key(0), HYPERS), jax.jit(agent.update)
+    for batch in (logs, padded):
+        states.append(update(Acting(start, HYPERS), batch, agent.draw_update(jax.random.key(1), len(batch.reward))))
+    for one, other in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=2e-5)
+    assert changed(states[0][0].params.critic, start.params.critic)
 
 
 @pytest.mark.parametrize("mean", [False, True])

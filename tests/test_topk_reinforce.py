@@ -198,6 +198,46 @@ def test_every_way_learns_and_stays_finite(change):
     assert largest_change(new.params.policy, old.params.policy) > 1e-4
 
 
+def test_weights_that_nothing_cuts_off_are_told_without_nan():
+    """Most shown items had next to no probability: with RecNN's cap of 1e30 their squares overflow."""
+    logs = some_logs()
+    rare = np.where(np.arange(logs.propensity.size).reshape(logs.propensity.shape) % 2, 1e-32, 0.5)
+    spec = dataclasses.replace(SMALL, behaviour="logged")
+    hypers = dataclasses.replace(HYPERS, cap=jnp.float32(1e30))
+    _, metrics, _ = update(spec, dataclasses.replace(logs, propensity=rare.astype(np.float32)), hypers)
+    assert all(np.isfinite(value) for value in metrics.values()) and 0.2 < metrics["effective_share"] < 1.0
+
+
+def test_the_gradient_of_the_top_k_correction_by_hand():
+    """K = 2 of slates of three: of the log-probabilities of the policy's items, whatever the agent does around them."""
+    spec = dataclasses.replace(SMALL, set_size=2, behaviour="logged")
+    learner, logs = topk.make_topk_learner(spec, DIMS), some_logs()
+    state = initial()
+    seen = jax.jit(learner.inspect)(Acting(state, HYPERS), logs)
+    mask, pi = np.asarray(seen.mask, float), np.exp(np.asarray(seen.log_pi, float))
+    weight = np.minimum(pi / np.swapaxes(logs.propensity, 0, 1), float(HYPERS.cap)) * 2.0 * (1.0 - pi)
+    returns = np.zeros((DIMS.horizon + 1, len(logs.reward)))
+    for turn in reversed(range(DIMS.horizon)):
+        returns[turn] = logs.reward[:, turn] + float(HYPERS.gamma) * returns[turn + 1]
+    coefficient = mask * weight * returns[:-1, :, None] / mask.sum()
+
+    belief, items = topk.make_cfn(DIMS, spec.belief_width, spec.item_dim), jnp.asarray(logs.turns.slate).swapaxes(0, 1)
+    before = jax.tree.map(lambda x: jnp.swapaxes(jnp.asarray(x), 0, 1)[:-1], logs.turns)
+
+    def by_hand(params):
+        logits = belief.unroll((params.belief,), before)[0] @ params.policy.T
+        log_pi = jnp.take_along_axis(jax.nn.log_softmax(logits), items[1:], axis=-1)
+        return -(coefficient * log_pi).sum()
+
+    expected = jax.jit(jax.grad(by_hand))(state.params)
+    new, _, _ = update(spec, logs)
+    for part in ("belief", "policy"):
+        # Adam's first moment after one update is a tenth of the gradient.
+        moments = getattr(new.optimiser, part).mu
+        for found, exact in zip(*map(jax.tree.leaves, (moments, getattr(expected, part))), strict=True):
+            np.testing.assert_allclose(found, 0.1 * exact, rtol=2e-3, atol=1e-6)
+
+
 def test_probabilities_that_were_logged_are_those_that_count():
     logs = some_logs()
     learner = topk.make_topk_learner(dataclasses.replace(SMALL, behaviour="logged"), DIMS)
@@ -322,6 +362,42 @@ def offline():
 @pytest.mark.parametrize("rules", [Rules(left=1.0), Rules(latest_coin=1.0)], ids=["rare", "coin"])
 def test_the_best_item_is_found_from_a_log(offline, rules):
     assert offline(rules) >= 0.95 * HORIZON
+
+
+@pytest.fixture(scope="module")
+def two_of_five():
+    """`worth [5] -> (policy's probabilities [5], head's)` after learning from slates of two, drawn from a skewed log,
+    with lambda of K = 2 and the head's estimate of the log."""
+    dims, shown, users = Dims(5, 2, 2), np.array([0.15, 0.15, 0.3, 0.2, 0.2]), 600
+    rng = np.random.default_rng(11)
+    slates = rng.choice(5, (users, 3, 2), p=shown).astype(np.int32)
+    spec = topk.TopKSpec(belief_width=4, item_dim=3, actions="shown", credit="item")
+    learner = topk.make_topk_learner(spec, dims)
+    training = make_offline_training(learner.agent, OfflinePlan(batch_size=100))
+    hypers = jax.tree.map(jnp.float32, topk.TopKHypers(gamma=0.0, rate=2e-2, behaviour_rate=1e-2))
+
+    @jax.jit
+    def train(logs):
+        epoch = lambda state, n: training.updates(state, hypers, (), jax.random.key(0), logs, n, jnp.arange(6))  # noqa: E731
+        return jax.lax.scan(epoch, training.init(jax.random.key(0), hypers), jnp.arange(150))[0]
+
+    def learnt(worth):
+        turns = Observation(slates, np.zeros(slates.shape, bool))
+        reward = worth[slates[:, 1:]].astype(np.float32)
+        logs = LoggedEpisodes(turns, reward.sum(axis=-1), item_reward=reward)
+        seen = jax.jit(learner.inspect)(Acting(train(logs), hypers), logs)
+        items = np.swapaxes(slates[:, 1:], 0, 1)
+        return tuple(np.array([np.exp(x)[items == n].mean() for n in range(5)]) for x in (seen.log_pi, seen.log_beta))
+
+    return learnt, shown
+
+
+def test_two_good_items_share_the_policy_that_learns_from_a_log_with_an_estimated_head(two_of_five):
+    """First-order learning would show the better one alone; of two draws the second should be the other."""
+    learnt, shown = two_of_five
+    policy, head = learnt(np.array([10.0, 9.0, 0.0, 0.0, 0.0]))
+    np.testing.assert_allclose(head, shown, atol=0.03)
+    np.testing.assert_allclose(policy, [10 / 19, 9 / 19, 0.0, 0.0, 0.0], atol=0.06)
 
 
 def test_explored_slates():

@@ -50,6 +50,8 @@ class Actions(NamedTuple):
       clicks: [H, B, K] bool.
       reward: [H, B].
       item_reward, taken: [H, B, K] float32.
+      there: [H, B] float32, 1 from a user's first turn to its last in which something was shown, whatever came of it:
+        beyond is padding.
       propensity: [H, B, K] or ().
     """
 
@@ -59,6 +61,7 @@ class Actions(NamedTuple):
     reward: Array
     item_reward: Array
     taken: Array
+    there: Array
     propensity: Column
 
 
@@ -75,16 +78,26 @@ def to_episodes(logged: LoggedEpisodes) -> Episode:
     It has no place for padding: give other agents logs without any (`partial="drop"` in `datasets.episodes`).
 
     Raises:
-      DataError: a slot is empty.
+      DataError: a slot is empty or not taken, or a reward is not finite: other agents would learn from it.
     """
-    empty = np.argwhere(np.asarray(logged.turns.slate) < 0)
-    if empty.size:
-        user, turn, slot = empty[0]
-        found = f"episode {user}, turn {turn}, slot {slot} is empty ({len(empty)} such)"
-        raise DataError(f"{found}: an agent's `Episode` holds full slates")
+    _refuse(np.asarray(logged.turns.slate) < 0, "is empty", "an agent's `Episode` holds full slates")
+    if _known(logged.taken):
+        # Counted as the observations are, whose turn 0 nothing is learnt from.
+        taken = np.asarray(logged.taken, bool)
+        _refuse(np.pad(~taken, ((0, 0), (1, 0), (0, 0))), "is not taken", "an agent's `Episode` learns from every slot")
+    broken = ~np.isfinite(np.asarray(logged.reward, np.float64))
+    _refuse(np.pad(broken, ((0, 0), (1, 0))), "has a reward that is no finite number", "an agent would learn from it")
     before, final = (jax.tree.map(lambda x, cut=cut: x[:, cut], logged.turns) for cut in (slice(None, -1), -1))
     action = jnp.asarray(logged.turns.slate[:, 1:], jnp.int32)
     return Episode(observation=before, action=action, reward=logged.reward, final=final)
+
+
+def _refuse(wrong: np.ndarray, what: str, why: str) -> None:
+    """Raise for the first turn (or slot) that is wrong: [U, H+1] or [U, H+1, K]."""
+    places = np.argwhere(wrong)
+    if places.size:
+        where = ", ".join(f"{name} {at}" for name, at in zip(("episode", "turn", "slot"), places[0], strict=False))
+        raise DataError(f"{where} {what} ({len(places)} such): {why}")
 
 
 def actions(logged: LoggedEpisodes, num_items: int | None = None) -> Actions:
@@ -106,9 +119,9 @@ def actions(logged: LoggedEpisodes, num_items: int | None = None) -> Actions:
     slates, reward = slates.astype(jnp.int32), swap(logged.reward)
     there = slates >= 0 if num_items is None else (slates >= 0) & (slates < num_items)
     slates, clicks = jnp.where(there, slates, -1), clicks.astype(bool) & there
-    taken = there[1:] & jnp.isfinite(reward)[..., None]
-    if _known(logged.taken):
-        taken &= swap(logged.taken).astype(bool)
+    shown = there[1:] & swap(logged.taken).astype(bool) if _known(logged.taken) else there[1:]
+    goes_on = jax.lax.cummax(shown.any(axis=-1).astype(jnp.float32), axis=0, reverse=True)
+    taken = shown & jnp.isfinite(reward)[..., None]
     clicked = (clicks[1:] & taken).astype(jnp.float32)
     if _known(logged.item_reward):
         item_reward = swap(logged.item_reward)
@@ -123,6 +136,7 @@ def actions(logged: LoggedEpisodes, num_items: int | None = None) -> Actions:
         reward=reward,
         item_reward=jnp.where(taken, item_reward, 0.0),
         taken=taken.astype(jnp.float32),
+        there=goes_on,
         propensity=_usable(swap(logged.propensity)) if _known(logged.propensity) else (),
     )
 

@@ -5,7 +5,8 @@ the items of a slate. It learns the log's slates by temporal differences,
 
     y_t = clip(r_t + gamma Q'(s'_{t+1}, pi'(s'_{t+1})), -c, c),
 
-with targets Q', pi' and s' that follow slowly, nothing after a user's last turn; and its values stand in for the
+with targets Q', pi' and s' that follow slowly, nothing after the last turn that a user was shown
+something in; and its values stand in for the
 rewards that the policy learns from. No gradient of it reaches states or policy. Called by `topk_reinforce`.
 """
 
@@ -85,7 +86,8 @@ class RewardCritic(NamedTuple):
           hypers: `critic_gamma` and `critic_clip`.
         """
         turns = batch.taken.max(axis=-1)
-        next_value = self.values(targets.critic, later[0][1:], self.served(later[1][1:])) * turns[1:]
+        # A turn whose reward is unknown is not learnt from, but the user went on: it still has a value to others.
+        next_value = self.values(targets.critic, later[0][1:], self.served(later[1][1:])) * batch.there[1:]
         y = batch.reward + hypers.critic_gamma * jnp.pad(next_value, ((0, 1), (0, 0)))
         y = jax.lax.stop_gradient(jnp.clip(y, -hypers.critic_clip, hypers.critic_clip))
         found = self.values(params, states, shares(batch.items, batch.taken, self.num_items))

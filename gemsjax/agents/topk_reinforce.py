@@ -334,11 +334,10 @@ def _about(log_pi: Array, log_beta: Array, found: Weights, mask: Array, hypers: 
     log_pi, log_beta = jax.lax.stop_gradient((log_pi, log_beta))
     ratio = off_policy.importance_ratio(log_pi, log_beta, hypers.cap)
     capped = (ratio >= 0.999 * hypers.cap).astype(jnp.float32)
-    squares = jnp.square(masked_mean(ratio, mask)) / jnp.maximum(masked_mean(jnp.square(ratio), mask), 1e-30)
     return {
         "ratio": masked_mean(ratio, mask),
         "capped": masked_mean(capped, mask),
-        "effective_share": squares,
+        "effective_share": off_policy.effective_share(ratio, mask),
         "lambda": masked_mean(found.top_k, mask),
         "log_pi": masked_mean(log_pi, mask),
     }

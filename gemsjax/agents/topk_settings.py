@@ -32,11 +32,19 @@ class TopKSpec:
       normalise: weights add up to one over a batch (normalised importance sampling).
       running: instead, the loss is the batch's weighted sum over a running mean of such sums of weights.
       reduction: of the loss over a batch's actions: `mean` or `sum`.
-      actions: shown items that the policy learns from: `clicked` or `shown` (all).
+      actions: shown items that the policy learns from: `clicked` or `shown` (all). `clicked` drops every logged action
+        without a click, in tables those with a reward of at most `clicked_above` (0): read with `ratings=True`, that
+        are ratings of 2.5 stars and less, whose negative rewards then teach nothing by themselves (they stay in the
+        returns of clicked items). The paper's objective, sum over all logged actions of w lambda_K R grad log pi, is
+        `shown` with `credit="item"`.
       credit: of an action: its `turn`'s return, or the `item`'s own reward and the return of the next turn.
       behaviour: probabilities of the logging policy are `estimated` or those `logged` with the data.
       baseline: subtracted from the credit: `none`, or the mean credit in the batch at the same `turn`; `standardised`
-        also divides by the deviation, both over all the batch's actions, as RecNN does.
+        also divides by the deviation, both over all the batch's actions, as RecNN does. Without correction and with
+        the first-order one a baseline only lowers the variance, as far as it does not depend on the action. With
+        lambda_K it also biases: E[w lambda_K b grad log pi] = b sum of lambda_K grad pi is not 0, since lambda_K is
+        larger for improbable items; so what the top-K correction converges to then depends on b, and `none` is the
+        one that maximises its objective.
       action_source: items whose probabilities count: the `logged` ones; `pi` and `beta` draw them from a head, as the
         published RecNN code does, and are here for comparison only. `each` is its default: the policy's probability of
         an item that the policy drew over the head's of one that the head drew.

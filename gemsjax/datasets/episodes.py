@@ -40,21 +40,29 @@ def from_logs(data: LoggedSlates, propensity: np.ndarray | None = None) -> Logge
 
 
 def from_table(
-    table: Table, horizon: int | None = None, partial: str = "pad", clicked_above: float = 0.0
+    table: Table, horizon: int | None = None, partial: str = "pad", clicked_above: float = 0.0, burn_in: int = 0
 ) -> LoggedEpisodes:
     """Users of a table, cut into episodes of `horizon` turns to learn from.
 
     Each episode's first turn is the last of the episode before, so that all of a user's turns but the first are
     learnt from once. Users with a single turn are left out.
 
+    What a cut changes. Learners know nothing of the episode before and after: (a) a return ends where its episode
+    ends, so the last turns before a cut miss rewards that still came: of a return with discount gamma, j turns before
+    the cut, everything from gamma^(j+1) on; a critic takes the last turn before a cut for the user's last. (b) The
+    recurrent state starts anew and has seen a single turn when the second one is learnt from; `burn_in` lets it see
+    more. `horizon=None` cuts nothing, and pads every user to the longest; else choose H well above 1 / (1 - gamma).
+
     Args:
       table: its slates may differ in size; empty slots hold the item -1.
       horizon: H; None for the longest history less one.
+      burn_in: b, 0 .. H-1: episodes after a user's first begin b turns earlier, with turns that are observed but not
+        `taken`, so that nothing is learnt from them twice. `to_episodes` refuses those.
       partial: episodes that a history does not fill are padded at the end (`pad`) or left out (`drop`).
       clicked_above: a reward above this is a click.
 
     Raises:
-      SettingError: a horizon below 1 or an unknown way.
+      SettingError: a horizon below 1, a burn-in out of range, or an unknown way.
       DataError: no episode is left.
     """
     require_choice("partial", partial, PARTIAL)
@@ -63,12 +71,14 @@ def from_table(
     counts = np.bincount(table.users[first], minlength=len(table.user_ids))
     horizon = max(int(counts.max()) - 1, 1) if horizon is None else horizon
     require_count("horizon", horizon)
-    places = _places(counts, horizon)
+    require_count("burn_in", burn_in, 0, horizon - 1)
+    places, first_piece = _places(counts, horizon, burn_in)
     whole = places >= 0
     kept = whole.all(axis=1) if partial == "drop" else whole[:, :2].all(axis=1)
     if not kept.any():
         raise DataError(f"the longest history has {counts.max()} turns: too few for episodes of {horizon + 1}")
     places, whole = places[kept], whole[kept][..., None]
+    fresh = first_piece[kept, None] | (np.arange(horizon) >= burn_in)
 
     def cut(column: np.ndarray, empty: float) -> np.ndarray:
         """Events [N] as [episodes, H+1, K]."""
@@ -82,16 +92,20 @@ def from_table(
         turns=_observation(slates, clicks),
         reward=rewards[:, 1:].sum(axis=-1),
         item_reward=rewards[:, 1:],
-        taken=slates[:, 1:] >= 0,
+        taken=(slates[:, 1:] >= 0) & fresh[..., None],
         propensity=() if table.propensities is None else cut(table.propensities, 1.0)[:, 1:],
     )
 
 
 def from_frames(frames: Frames, clicked_above: float = 0.0) -> LoggedEpisodes:
-    """Frames as episodes of F turns, one item each: [N] windows, which overlap. For agents that know no padding."""
+    """Frames as episodes of F turns, one item each: [N] windows, which overlap. For agents that know no padding.
+
+    Propensities come along. Each window is an episode of its own: its returns end with it.
+    """
     items, rewards = frames.items[..., None], frames.rewards[..., None]
-    observed = _observation(items, rewards > clicked_above)
-    return LoggedEpisodes(observed, frames.rewards[:, 1:], item_reward=rewards[:, 1:])
+    observed, chances = _observation(items, rewards > clicked_above), frames.propensities
+    propensity = () if chances is None else chances[:, 1:, None]
+    return LoggedEpisodes(observed, frames.rewards[:, 1:], item_reward=rewards[:, 1:], propensity=propensity)
 
 
 def dims_of(episodes: LoggedEpisodes, table: Table) -> Dims:
@@ -100,13 +114,15 @@ def dims_of(episodes: LoggedEpisodes, table: Table) -> Dims:
     return Dims(len(table.item_ids), slots, turns - 1)
 
 
-def _places(counts: np.ndarray, horizon: int) -> np.ndarray:
-    """Numbers of the turns of each episode, [episodes, H+1], -1 where a history has ended; from turns per user."""
-    pieces = np.maximum(-(-(counts - 1) // horizon), 1)
+def _places(counts: np.ndarray, horizon: int, burn_in: int) -> tuple[np.ndarray, np.ndarray]:
+    """From turns per user: numbers of the turns of each episode, [episodes, H+1], -1 where a history has ended; and
+    whether it is its user's first, [episodes]."""
+    step = horizon - burn_in
+    pieces = 1 + np.maximum(-(-(counts - 1 - horizon) // step), 0)
     piece = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    start = np.repeat(np.cumsum(counts) - counts, pieces) + piece * horizon
+    start = np.repeat(np.cumsum(counts) - counts, pieces) + piece * step
     places = start[:, None] + np.arange(horizon + 1)
-    return np.where(places < np.repeat(np.cumsum(counts), pieces)[:, None], places, -1)
+    return np.where(places < np.repeat(np.cumsum(counts), pieces)[:, None], places, -1), piece == 0
 
 
 def _observation(slates: np.ndarray | Array, clicks: np.ndarray | Array) -> Observation:

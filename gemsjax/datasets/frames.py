@@ -24,12 +24,14 @@ class Frames(NamedTuple):
       rewards: [N, F+1] float32.
       users: [N] int32.
       done: [N] bool, the last window of its user.
+      propensities: [N, F+1] float32, or None if the table has none.
     """
 
     items: np.ndarray
     rewards: np.ndarray
     users: np.ndarray
     done: np.ndarray
+    propensities: np.ndarray | None = None
 
 
 class Transitions(NamedTuple):
@@ -66,7 +68,8 @@ def make_frames(table: Table, size: int = 10) -> Frames:
     rows = start[:, None] + np.arange(size + 1)
     done = np.zeros(len(users), bool)
     done[ends[windows > 0] - 1] = True
-    return Frames(table.items[rows], table.rewards[rows], users.astype(np.int32), done)
+    chances = None if table.propensities is None else table.propensities[rows]
+    return Frames(table.items[rows], table.rewards[rows], users.astype(np.int32), done, chances)
 
 
 def transitions(frames: Frames, embeddings: Array) -> Transitions:

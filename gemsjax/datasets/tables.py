@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -32,7 +33,8 @@ class TableSchema:
 
     Attributes:
       user, item: ids, whole numbers or text.
-      time: a number, or a date as ISO 8601 writes it. None: rows are in order of time.
+      time: a number, or a date as ISO 8601 writes it (in UTC, unless it ends in an offset such as +02:00). None: rows
+        are in order of time.
       reward: a number that float32 holds.
       slate: id of what was shown together: rows of one user with equal ids are one turn. None: each row is a turn.
       position: rank in the slate, from 0. None: rows of a slate are in order of rank.
@@ -135,6 +137,17 @@ def keep_active_users(table: Table, more_than: int) -> Table:
     return _select(table, events[table.users] > more_than, None)
 
 
+def drop_longest_users(table: Table, count: int = 2) -> Table:
+    """Without the `count` users of the most events (ties: of the lowest number), as RecNN does to training users.
+
+    Raises:
+      SettingError: a count below 1, or one that leaves no user.
+    """
+    require_count("count", count, 1, len(table.user_ids) - 1)
+    events = np.bincount(table.users, minlength=len(table.user_ids))
+    return _select(table, ~np.isin(table.users, np.argsort(-events, kind="stable")[:count]), None)
+
+
 def split_users(table: Table, test_share: float = 0.05, seed: int = 0) -> tuple[Table, Table]:
     """Training and test users, drawn at random, over the same items.
 
@@ -228,6 +241,7 @@ def _parquet(path: Path, wanted: Mapping[str, str]) -> dict[str, np.ndarray]:
     return columns
 
 
+_ZONE = re.compile(r"(?P<date>.+[T ][^+-]+?) ?(?P<sign>[+-])(?P<hours>\d\d):?(?P<minutes>\d\d)?")
 _IDS = ("user", "item", "slate")
 
 
@@ -266,10 +280,24 @@ def _numbers(values: np.ndarray) -> np.ndarray:
 
 
 def _dates(values: np.ndarray) -> np.ndarray:
-    """Seconds since 1970; a `Z` at the end is what is meant without one."""
+    """Seconds since 1970 in UTC, which dates without a zone are taken for."""
+    east: np.ndarray | float = 0.0
     if values.dtype.kind != "M":
-        values = np.array([str(value).removesuffix("Z") for value in values], "datetime64[ns]")
-    return np.where(np.isnat(values), np.nan, values.astype("datetime64[ns]").astype(np.int64) / 1e9)
+        texts, offsets = zip(*map(_without_zone, values), strict=True)
+        values, east = np.array(texts, "datetime64[ns]"), np.array(offsets)
+    return np.where(np.isnat(values), np.nan, values.astype("datetime64[ns]").astype(np.int64) / 1e9 - east)
+
+
+def _without_zone(value: object) -> tuple[str, float]:
+    """A date as NumPy reads it, and how many seconds its zone is east of UTC (NumPy would warn, and drop support)."""
+    text = str(value).removesuffix("Z")
+    found = _ZONE.fullmatch(text)
+    if found is None:
+        return text, 0.0
+    sign, hours, minutes = -1.0 if found["sign"] == "-" else 1.0, int(found["hours"]), int(found["minutes"] or 0)
+    if hours > 23 or minutes > 59:
+        raise ValueError(f"{value!r} has no zone that there is")
+    return found["date"], sign * 60.0 * (60 * hours + minutes)
 
 
 def _readable(read: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> bool:

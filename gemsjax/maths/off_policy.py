@@ -21,6 +21,8 @@ CORRECTIONS = ("none", "first_order", "topk", "set_ratio")
 REDUCTIONS = ("mean", "sum")
 LEAST_SET_RATIO = 1e-3
 """Below this, weights of `set_ratio` are not taken seriously."""
+MOST_LOG_RATIO = 80.0
+"""Weights without a cap end at e^80 = 5e34, so that thousands of them still have a finite sum in float32."""
 RUNNING_SHARE = 0.01
 """Of a new batch in the running sum of weights."""
 
@@ -33,7 +35,7 @@ class Correction(NamedTuple):
         alpha / beta between `LEAST_SET_RATIO` and the cap, alpha the chance that K draws hold the item. Others found
         that to work (with a cap of 10 and `running_sum`); nobody derived it.
       set_size: K of lambda_K, how many draws of the policy make a recommendation.
-      cap: weights are cut off here; None cuts nothing.
+      cap: weights are cut off here; None cuts nothing below e^`MOST_LOG_RATIO`.
       normalise: weights are divided by their sum over the batch, and the loss is their weighted sum.
       reduction: over the actions of a batch, `mean` or `sum`; not used with `normalise`.
     """
@@ -62,17 +64,30 @@ def lambda_k(log_pi: Array, set_size: int | Array) -> Array:
     return set_size * jnp.power(-jnp.expm1(jnp.minimum(log_pi, 0.0)), set_size - 1)
 
 
+def log_importance_ratio(log_pi: Array, log_beta: Array, cap: Array | float | None = None) -> Array:
+    """log (pi / beta), at most log `cap`: [...] -> [...]. -inf where pi is 0, whatever beta is; never NaN."""
+    log_ratio = jnp.where(jnp.isneginf(log_pi), -jnp.inf, log_pi - log_beta)
+    return log_ratio if cap is None else jnp.minimum(log_ratio, jnp.log(cap))
+
+
 def importance_ratio(log_pi: Array, log_beta: Array, cap: Array | float | None = None) -> Array:
-    """pi / beta, at most `cap`: [...] -> [...]. Cut off before the exponential, so that it cannot overflow."""
-    log_ratio = log_pi - log_beta
-    return jnp.exp(log_ratio if cap is None else jnp.minimum(log_ratio, jnp.log(cap)))
+    """pi / beta, at most `cap`: [...] -> [...]. Cut off before the exponential, so that it cannot overflow.
+
+    Without a cap it ends at e^`MOST_LOG_RATIO`, still finite.
+    """
+    return jnp.exp(jnp.minimum(log_importance_ratio(log_pi, log_beta, cap), MOST_LOG_RATIO))
+
+
+def log_set_ratio(log_pi: Array, log_beta: Array, set_size: int, cap: Array | float | None = None) -> Array:
+    """log (alpha / beta), between the logs of `LEAST_SET_RATIO` and `cap`: [...] -> [...]; alpha = 1 - (1 - pi)^K."""
+    miss = set_size * jnp.log1p(-jnp.exp(jnp.minimum(log_pi, 0.0)))  # log (1 - pi)^K
+    log_ratio = log_importance_ratio(jnp.log(-jnp.expm1(miss)), log_beta, cap)
+    return jnp.maximum(log_ratio, math.log(LEAST_SET_RATIO))
 
 
 def set_ratio(log_pi: Array, log_beta: Array, set_size: int, cap: Array | float | None = None) -> Array:
-    """alpha / beta, at least `LEAST_SET_RATIO` and at most `cap`: [...] -> [...]; alpha = 1 - (1 - pi)^K."""
-    miss = set_size * jnp.log1p(-jnp.exp(jnp.minimum(log_pi, 0.0)))  # log (1 - pi)^K
-    ratio = importance_ratio(jnp.log(-jnp.expm1(miss)), log_beta, cap)
-    return jnp.maximum(ratio, LEAST_SET_RATIO)
+    """alpha / beta, at least `LEAST_SET_RATIO` and at most `cap`: [...] -> [...]. Finite as `importance_ratio` is."""
+    return jnp.exp(jnp.minimum(log_set_ratio(log_pi, log_beta, set_size, cap), MOST_LOG_RATIO))
 
 
 def running_sum(before: Array, total: Array) -> Array:
@@ -84,9 +99,16 @@ def running_sum(before: Array, total: Array) -> Array:
     return jnp.where(total > 0.0, after, before)
 
 
-def normalised(ratio: Array, mask: Array) -> Array:
-    """Weights that add up to 1 over the whole array where `mask` > 0, all 0 where nothing is: [...] -> [...]."""
-    weighted = ratio * mask
+def normalised(log_ratio: Array, mask: Array) -> Array:
+    """Weights that add up to 1 over the whole array where `mask` > 0, all 0 where nothing is: [...] -> [...].
+
+    A softmax, so neither ratios that overflow nor ones that vanish together give NaN; infinite ones share all equally.
+    """
+    counts = mask > 0.0
+    log_ratio = jnp.clip(log_ratio, None, jnp.finfo(log_ratio.dtype).max)  # inf - inf is NaN
+    log_ratio = jnp.where(counts, log_ratio, -jnp.inf)
+    best = log_ratio.max(initial=-jnp.inf)
+    weighted = jnp.where(counts, jnp.exp(log_ratio - jnp.where(jnp.isneginf(best), 0.0, best)) * mask, 0.0)
     total = weighted.sum()
     return weighted / jnp.where(total > 0.0, total, 1.0)
 
@@ -102,13 +124,14 @@ def weights(log_pi: Array, log_beta: Array, mask: Array, correction: Correction)
     log_pi, log_beta = (jax.lax.stop_gradient(jnp.where(mask > 0.0, x, 0.0)) for x in (log_pi, log_beta))
     ones = jnp.ones_like(log_pi)
     if correction.kind == "none":
-        ratio = ones
+        log_ratio = jnp.zeros_like(log_pi)
     elif correction.kind == "set_ratio":
-        ratio = set_ratio(log_pi, log_beta, correction.set_size, correction.cap)
+        log_ratio = log_set_ratio(log_pi, log_beta, correction.set_size, correction.cap)
     else:
-        ratio = importance_ratio(log_pi, log_beta, correction.cap)
+        log_ratio = log_importance_ratio(log_pi, log_beta, correction.cap)
+    ratio = jnp.exp(jnp.minimum(log_ratio, MOST_LOG_RATIO))
     top_k = lambda_k(log_pi, correction.set_size) if correction.kind == "topk" else ones
-    return Weights(normalised(ratio, mask) if correction.normalise else ratio, top_k)
+    return Weights(normalised(log_ratio, mask) if correction.normalise else ratio, top_k)
 
 
 def policy_loss(
@@ -133,6 +156,17 @@ def policy_loss(
     if divisor is not None:
         return total / jnp.where(divisor > 0.0, divisor, 1.0)
     return total if correction.reduction == "sum" else total / jnp.maximum(mask.sum(), 1e-8)
+
+
+def effective_share(ratio: Array, mask: Array) -> Array:
+    """Share of the actions that count in effect, (sum w)^2 / (n sum w^2): [...] -> [], 1 if all weights are equal.
+
+    0 where nothing counts. Weights are divided by the largest first: squares of uncapped ones overflow.
+    """
+    ratio = jnp.where(mask > 0.0, ratio, 0.0)
+    largest = ratio.max(initial=0.0)
+    scaled = ratio / jnp.where(largest > 0.0, largest, 1.0)
+    return jnp.square(masked_mean(scaled, mask)) / jnp.maximum(masked_mean(jnp.square(scaled), mask), 1e-30)
 
 
 def masked_mean(values: Array, mask: Array) -> Array:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from gemsjax.disk import PathLike, digest, flush_directory, is_temporary, lock, write, write_json
-from gemsjax.errors import DataError, SettingError, require_count
+from gemsjax.errors import DataError, SettingError, require, require_count
 from gemsjax.personalisation.store import Store, Table, make_store
 
 FORMAT, FORMAT_VERSION = "gemsjax-user-states", 1
@@ -38,10 +38,14 @@ def save(store: Store, table: Table, directory: PathLike, users_per_chunk: int =
       The directory.
 
     Raises:
-      SettingError: a number of users below 1.
+      SettingError: a number of users a file below 1; a table that is not one of this store (another number of users,
+        vectors of another length).
       DataError: the directory holds something else, another process is saving there, or the disk cannot be written.
     """
     require_count("users_per_chunk", users_per_chunk, 1)
+    expected, found = jax.eval_shape(store.init).shape, np.shape(table)
+    users = f"{store.users} users with vectors of {store.dim} numbers"
+    require(found == expected, "table", found, f"of the shape {expected}, a table of this store ({users})")
     directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)

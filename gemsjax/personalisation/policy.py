@@ -198,10 +198,19 @@ def update(
 def learn(
     state: UserState, interaction: Interaction, config: PersonalisationConfig, probs: Array | None = None
 ) -> tuple[UserState, Array]:
-    """`update` of one user with one interaction; probabilities are those of the state as it is, unless given: [K]."""
+    """`update` of one user with one interaction; probabilities are those of the state as it is, unless given: [K].
+
+    A candidate that `policy_scores` counts as absent cannot have been served: naming it as chosen does not count. Of
+    given probabilities one above 0 says that it was there.
+    """
     base, items, mask, chosen, chosen_mask, reward, gate = interaction
+    scores, own = policy_scores(base, state, items, mask, config)
+    there = jnp.isfinite(scores)
     if probs is None:
-        probs = policy_scores(base, state, items, mask, config)[1]
+        probs = own
+    else:
+        there |= jnp.asarray(probs) > 0
+    mask = jnp.asarray(mask, bool) & there
     return update(state, items, mask, chosen, chosen_mask, probs, reward, gate, config)
 
 
