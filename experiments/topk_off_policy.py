@@ -30,8 +30,8 @@ policy 95.4, short-term oracle 100.7) with 95 % t-intervals over the training se
 Three seeds show little. No correction of clicked items differs from `none` by more than its interval. Of served
 slates first-order beats top-K by 6.3 (3.7 to 8.9) with logged propensities, and these beat the head's estimates by 40
 (17 to 63) in the first order and 33 (4 to 61) in top-K. The paper's objective with top-K correction returns 88 (55 to
-121) less than the same actions and credit without it, and 57 (54 to 61) less than top-K with clicked items. One log, 224
-updates a run, intervals not corrected for how many comparisons there are.
+121) less than the same actions and credit without it, and 57 (54 to 61) less than top-K with clicked items. One log,
+224 updates a run, intervals not corrected for how many comparisons there are.
 
 The head sees clicks, not the user that the oracle sees: with top-K it gives the oracle's items 0.07 of their
 probability, random ones 1.9 times theirs, and its cross-entropy is 6.6 where the truth has 5.3 and a uniform guess
