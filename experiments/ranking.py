@@ -55,7 +55,7 @@ from rich.markdown import Markdown
 
 from experiments._cli import run_cli
 from experiments._ranking_simulator import SIMULATOR, play_simulator, simulator_table
-from gemsjax import disk, plots, plots_ranking
+from gemsjax import devices, disk, plots, plots_ranking
 from gemsjax.errors import DataError, TrainingError, require_choice, require_count
 from gemsjax.maths.statistics import Estimate, t_interval
 from gemsjax.ranking import (
@@ -216,7 +216,7 @@ def play_users(budget: Budget, seed: int, out: Path, console: Console) -> dict[s
             with console.status(f"{WORLDS[name]}: {budget.seeds} seeds of {budget.steps} steps"):
                 found = {k: v for kind in VARIANTS for k, v in play(name, kind, budget, seed).items()}
             path.parent.mkdir(parents=True, exist_ok=True)
-            disk.write_json(path, {"settings": identity, "metrics": found})
+            disk.write_json(path, {"settings": identity, "metrics": found, **devices.surroundings()})
         record = json.loads(path.read_bytes())
         if record["settings"] != identity:
             raise DataError(f"{path} was made with other settings; remove it")
