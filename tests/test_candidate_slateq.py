@@ -347,17 +347,18 @@ def test_the_target_network_is_copied_once_a_period(learn, batch):
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_slates_hold_distinct_candidates_that_are_there(name):
-    """For 0 to 4 candidates of 4, at random and by value; with enough of them no place is empty."""
+    """For 0 to 4 candidates of 4, at random and by value; with enough of them no place is empty, whatever the places of
+    no candidate hold."""
     agent = AGENTS[name]
     state, n = agent.init(jax.random.key(0), None), 300
     hypers = jax.tree.map(jnp.float32, CandidateHypers())
 
     @jax.jit
-    def slates(at_random, available):
+    def slates(at_random, available, filling=0.0):
         def one(key):
             seen, _ = ENV.reset(key, PARAMS)
             there = jnp.arange(4) < available
-            seen = seen._replace(available=there, docs=seen.docs * there[:, None])
+            seen = seen._replace(available=there, docs=jnp.where(there[:, None], seen.docs, filling))
             acting = Acting(state, hypers, PARAMS, at_random, jnp.int32(10**6))
             return agent.explore.act(acting, (), seen, None, jax.random.uniform(key, (5,)))[0].slate
 
@@ -369,6 +370,8 @@ def test_slates_hold_distinct_candidates_that_are_there(name):
             assert (shown[:, 0] != shown[:, 1]).all() and shown.min() >= 0 and shown.max() < 4
             enough = min(available, 2)
             assert ((shown < available).sum(axis=1) == enough).all()
+            if enough == 2:
+                np.testing.assert_array_equal(slates(at_random, available, jnp.nan), shown)
     counts = np.bincount(np.asarray(slates(True, 4)).ravel(), minlength=4)
     assert (np.abs(counts - n / 2) < 4 * np.sqrt(n / 4)).all()
 
