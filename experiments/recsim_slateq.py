@@ -16,8 +16,7 @@ Seeds 0 to 9 were looked at while agents, number of seeds and correction were ch
 before seeds 10 to 19 were run, as the test that counts: `--budget small --seed 10`, every agent but full-slate Q (which
 nothing is compared with), the nine comparisons named above, paired, Holm, level 0.05, no seed added or left out.
 
-That test took four minutes of processor time, half of it compiling (16 on the clock of two busy cores); time watched out
-of a budget of 200, with seeds 0 to 9 and 10 to 19:
+That test took four minutes of processor time (17 on the clock of two busy cores). Time watched out of a budget of 200:
 
                   0 to 9         10 to 19                        0 to 9         10 to 19
     random        154.3 +- 0.3   154.4 +- 0.6
