@@ -14,8 +14,8 @@ looked at with probability o, an item of relevance r is learnt as r / (1 + r (1 
 Then SAC acts through the Plackett-Luce ranker in the slate simulator whose users punish slates of one topic, under
 penalties of several sizes (items are the simulator's own: privileged).
 
-`small` took five minutes of processor time when it had one run a penalty in the simulator; it now has three, and has not
-been timed as a whole. Expected there (4 seeds, 95 % intervals; the whole table is in results/ranking/small.md):
+`small` took five minutes of processor time when it had one run a penalty in the simulator. It now has three, and has
+not been timed as a whole. Expected there (4 seeds, 95 % intervals; the whole table is in results/ranking/small.md):
 
     | users with position bias | clicks of a slate | mean cosine | correlation | error of the relevance |
     |--------------------------|-------------------|-------------|-------------|------------------------|
