@@ -15,7 +15,7 @@ Then SAC acts through the Plackett-Luce ranker in the slate simulator whose user
 penalties of several sizes (items are the simulator's own: privileged).
 
 `small` took five minutes of processor time when it had one run a penalty in the simulator. It now has three, and
-they alone take five (16 on the clock of two busy cores). Expected with ranking users (4 seeds, 95 % intervals; all of the
+they alone take five (16 on the clock of two busy cores). Expected with ranking users (4 seeds, 95 % intervals; all the
 tables are in results/ranking/small.md):
 
     | users with position bias | clicks of a slate | mean cosine | correlation | error of the relevance |
