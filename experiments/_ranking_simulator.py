@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from gemsjax import methods, prepare, runs
+from gemsjax import devices, disk, methods, prepare, runs
 from gemsjax.agents.sac import SACHypers
 from gemsjax.evaluate import evaluate, summarise, user_keys
 from gemsjax.maths.plackett_luce import mean_pairwise_cosine
@@ -86,7 +86,7 @@ def play_simulator(sizes: Simulated, seed: int, out: Path, console: Console) -> 
 
 
 def _trained(sizes: Simulated, penalty: float, seed: int, out: Path) -> dict[str, float]:
-    """The record of one run."""
+    """What one run found; its record, with settings, versions and device, is left in `out`."""
     settings, root = settings_of(sizes, penalty, seed), out / f"penalty_{penalty:g}-{sizes.steps}"
     world = prepare.world_of(settings)
     weights = prepare.frozen_weights(settings, world, root, root)
@@ -95,7 +95,12 @@ def _trained(sizes: Simulated, penalty: float, seed: int, out: Path) -> dict[str
         raise KeyboardInterrupt("the same command continues")
     run, test = runs.load(outcome.directory), outcome.test
     seen = _shown(world, run.agent.greedy, run.acting, sizes.test_users)
-    return {"seed": seed, "clicks": test.mean, "standard_error": test.standard_error, **seen}
+    found = {"seed": seed, "clicks": test.mean, "standard_error": test.standard_error, **seen}
+    record = {"settings": disk.plain(dataclasses.asdict(settings)), "metrics": found, **devices.surroundings()}
+    path = out / "records" / f"simulator_penalty_{penalty:g}_seed_{seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    disk.write_json(path, record)
+    return found
 
 
 def _shown(world: prepare.World, policy: Any, acting: Any, users: int) -> dict[str, float]:

@@ -171,6 +171,16 @@ def test_nothing_valid_is_no_loss():
     assert float(loss) == 0.0 and all(not g.any() for g in gradients)
 
 
+def test_a_bad_action_that_has_become_likely_is_pulled_back_however_likely_it_is():
+    slope = jax.jit(
+        jax.grad(lambda x, a: pg.clipped_surrogate(x[None], jnp.zeros(1), a[None], np.ones(1, bool), 0.2)[0])
+    )
+    for difference in (5.0, 20.0, 25.0, 1e6):
+        assert float(slope(jnp.float32(difference), jnp.float32(-1.0))) >= np.exp(5.0) - 1.0
+        assert float(slope(jnp.float32(difference), jnp.float32(1.0))) == 0.0
+    assert all(np.isfinite(slope(jnp.float32(-x), a)) for x in (25.0, 1e6) for a in (jnp.float32(1.0), jnp.float32(-1)))
+
+
 def test_ratios_do_not_overflow():
     far = jnp.array([500.0, -500.0])
     loss, gradient = jax.value_and_grad(lambda x: pg.clipped_surrogate(x, -x, -jnp.ones(2), np.ones(2, bool), 0.2)[0])(

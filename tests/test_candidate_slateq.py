@@ -171,7 +171,7 @@ def trained():
 
 
 @pytest.mark.parametrize("shop", SHOPS)
-@pytest.mark.parametrize("name", ["slate_optimal_optimal_q", "slate_topk_sarsa"])
+@pytest.mark.parametrize("name", ["slate_optimal_optimal_q", "slate_greedy_greedy_q", "slate_topk_sarsa"])
 def test_looking_ahead_finds_the_best_policy_and_the_myopic_one_is_worse(trained, shop, name):
     """The second shop needs the value of the NEXT state: where it is that of the current one, nobody repairs."""
     best, slates = best_policy(SHOPS[shop])
@@ -347,17 +347,18 @@ def test_the_target_network_is_copied_once_a_period(learn, batch):
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_slates_hold_distinct_candidates_that_are_there(name):
-    """For 0 to 4 candidates of 4, at random and by value; with enough of them no place is empty."""
+    """For 0 to 4 candidates of 4, at random and by value; with enough of them no place is empty, whatever the places of
+    no candidate hold."""
     agent = AGENTS[name]
     state, n = agent.init(jax.random.key(0), None), 300
     hypers = jax.tree.map(jnp.float32, CandidateHypers())
 
     @jax.jit
-    def slates(at_random, available):
+    def slates(at_random, available, filling=0.0):
         def one(key):
             seen, _ = ENV.reset(key, PARAMS)
             there = jnp.arange(4) < available
-            seen = seen._replace(available=there, docs=seen.docs * there[:, None])
+            seen = seen._replace(available=there, docs=jnp.where(there[:, None], seen.docs, filling))
             acting = Acting(state, hypers, PARAMS, at_random, jnp.int32(10**6))
             return agent.explore.act(acting, (), seen, None, jax.random.uniform(key, (5,)))[0].slate
 
@@ -369,6 +370,8 @@ def test_slates_hold_distinct_candidates_that_are_there(name):
             assert (shown[:, 0] != shown[:, 1]).all() and shown.min() >= 0 and shown.max() < 4
             enough = min(available, 2)
             assert ((shown < available).sum(axis=1) == enough).all()
+            if enough == 2:
+                np.testing.assert_array_equal(slates(at_random, available, jnp.nan), shown)
     counts = np.bincount(np.asarray(slates(True, 4)).ravel(), minlength=4)
     assert (np.abs(counts - n / 2) < 4 * np.sqrt(n / 4)).all()
 
@@ -558,16 +561,22 @@ def test_the_experiment_is_resumed_by_record(tmp_path, capsys, monkeypatch):
     arguments = recsim_slateq.Arguments(budget="smoke", agents=names, out=tmp_path)
     recsim_slateq.main(arguments)
     directory = tmp_path / "smoke"
-    told = json.loads((directory / "interest_evolution.json").read_text())
+    told = json.loads((directory / "interest_evolution_seeds_0-1.json").read_text())
     assert [(row["above"], row["below"]) for row in told["comparisons"]] == [names[::-1]]
-    assert (directory / "interest_evolution.png").read_bytes().startswith(b"\x89PNG")
-    table = (directory / "interest_evolution.md").read_text()
+    assert (directory / "interest_evolution_seeds_0-1.png").read_bytes().startswith(b"\x89PNG")
+    table = (directory / "interest_evolution_seeds_0-1.md").read_text()
     assert all(f"`{name}`" in table for name in names)
     record = json.loads((directory / "records" / "interest_evolution_slate_topk_sarsa_0.json").read_text())
     assert len(record["returns"]) == 2 and len(record["curve"]) == recsim_slateq.SPANS
     assert record["config"]["hypers"]["gamma"] == 0.99
     monkeypatch.setattr(recsim_slateq, "_train", lambda job, _: pytest.fail(f"{job} was run again"))
     recsim_slateq.main(arguments)
+    # Another set of seeds leaves what was written of the first as it was.
+    monkeypatch.setattr(recsim_slateq, "_train", lambda job, _: record | {"config": recsim_slateq._asked(job, second)})
+    second = dataclasses.replace(arguments, seed=2)
+    recsim_slateq.main(second)
+    assert (directory / "interest_evolution_seeds_0-1.md").read_text() == table
+    assert "seeds 2 to 3" in (directory / "interest_evolution_seeds_2-3.md").read_text()
     (directory / "records" / "interest_evolution_slate_topk_sarsa_0.json").write_text("{")
     with pytest.raises(DataError, match="slate_topk_sarsa"):
         recsim_slateq.main(arguments)
@@ -579,6 +588,14 @@ def test_the_order_needs_a_positive_difference_and_a_small_p():
     rows = recsim_slateq.comparisons({"dp_random": low, "myopic_slate_topk_sarsa": high, "slate_topk_topk_q": low})
     assert [row["shown"] for row in rows] == [True, False] and rows[1]["gain"] == pytest.approx(-2.0)
     assert recsim_slateq.comparisons({"slate_topk_topk_q": low}) == []
+
+
+def test_agents_are_compared_seed_by_seed():
+    """A gain that is the same for each seed is shown, however much the seeds' users differ."""
+    users = np.array([10.0, 40.0, 70.0, 20.0])
+    gains = users + np.array([0.9, 1.0, 1.1, 1.0])
+    row = recsim_slateq.comparisons({"dp_random": users, "myopic_slate_topk_sarsa": gains})[0]
+    assert row["shown"] and row["gain"] == pytest.approx(1.0) and row["half"] < 0.2
 
 
 @pytest.mark.parametrize(

@@ -139,3 +139,11 @@ def test_unknown_numbers_are_cut_off_where_nothing_can_be_refused():
     np.testing.assert_allclose(chances("proportional_cascade"), [0.0, 1.0])
     assert float(chances("exponential_cascade").sum()) == pytest.approx(1.0)
     np.testing.assert_allclose(chances("proportional"), [0.0, 3.0 / 5.0])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_score_that_is_no_number_is_not_available(bad):
+    scores, there = jnp.array([0.1, bad, 0.5]), jnp.array([True, True, False])
+    for available, expected in ((None, [True, False, True]), (there, [True, False, False])):
+        found = choice.weigh("proportional", scores, ChoiceParams(), available)
+        assert found.available.tolist() == expected and np.isfinite(found.appeal).all()

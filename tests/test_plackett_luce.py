@@ -383,3 +383,42 @@ def test_settings_of_the_method():
         TrainSettings(method="sac-topk-mf", pl=PLSettings()).resolved()
     with pytest.raises(SettingError, match="slate_size"):
         make_plackett_luce_ranker(Dims(3, 4, 6), WIDTH)
+
+
+# -- numbers that a penalty or features may bring ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("told", [jnp.nan, jnp.inf, -jnp.inf])
+def test_a_penaliser_cannot_take_items_away_either(told):
+    """Its NaN put every later slot on item N. Values and gradients stay numbers."""
+    broken = pl.Penaliser(lambda features: features, lambda state, item: (jnp.full(4, told).at[1].set(0.0), state))
+
+    @jax.jit
+    def slate_of(scores, mixture):
+        given = pl.choices(scores, None, 1.0, jnp.eye(4), mixture)
+        slate = pl.greedy_slate(given, broken, 3)
+        return slate, pl.draw_slate(given, broken, jnp.array([0.1, 0.5, 0.9])), pl.log_prob(given, broken, slate)
+
+    scores = jnp.array([3.0, 0.0, 2.0, 1.0])
+    greedy, drawn, log_prob = slate_of(scores, 1.0)
+    for slate in (greedy, drawn):
+        assert len(set(slate.tolist())) == 3 and set(slate.tolist()) <= set(range(4))
+    assert np.isfinite(log_prob) and (told == -jnp.inf or greedy[:2].tolist() == [0, 1])
+    assert all(np.isfinite(x).all() for x in jax.grad(lambda *x: slate_of(*x)[2], argnums=(0, 1))(scores, 1.0))
+
+
+@pytest.mark.parametrize("mixture", [-3e38, 3e38])
+def test_a_mixture_of_any_size_leaves_probabilities(mixture):
+    of = jax.jit(lambda scores: PlackettLuce(scores, 3, features=FEATURES, mixture=mixture).log_prob(jnp.arange(3)))
+    assert not np.isnan(of(SCORES)) and np.isfinite(jax.grad(of)(SCORES)).all()
+
+
+def test_long_rows_have_a_direction_and_short_ones_keep_their_length():
+    rows = jnp.array([[3.0, 4.0], [3e-9, 4e-9], [0.0, 0.0]])
+    np.testing.assert_allclose(pl.unit_rows(rows), [[0.6, 0.8], [3e-3, 4e-3], [0.0, 0.0]], rtol=1e-6)  # the 1e-12
+    for size in (1e10, 7e16, 1e17, 1e19, 6e37):  # on both sides of where they are made smaller
+        np.testing.assert_allclose(pl.unit_rows(rows[:1] * size), [[0.6, 0.8]], rtol=1e-6)
+        slope = jax.grad(lambda x: pl.unit_rows(x)[0, 0])(rows[:1] * size)
+        expected = np.array([[0.64 / 5, -0.48 / 5]]) if size < 1e37 else 0.0  # below the least float32
+        np.testing.assert_allclose(slope * size, np.broadcast_to(expected, (1, 2)), rtol=1e-5)
+    assert pl.unit_rows(jnp.zeros((2, 0))).shape == (2, 0)

@@ -34,7 +34,7 @@ from gemsjax.ranking import (
     scorer_quality,
     soft_update,
 )
-from gemsjax.ranking.agent import bias_multipliers, check_agent_hypers, target_scores
+from gemsjax.ranking.agent import bias_multipliers, check_agent_hypers, slot_weights, target_scores
 from gemsjax.ranking.policy import check_hypers
 
 CASES = json.loads((Path(__file__).parent / "golden" / "ranking_examples.json").read_text())["cases"]
@@ -96,6 +96,55 @@ def test_shapes_and_different_items(variables, kind, batch, items, slots):
     step = jax.jit(jax.vmap(lambda one, key: policy.action(variables, RankingHypers(), one, key)))(seen, keys)
     assert step.action.shape == (batch, slots) and step.predicted_rewards_mean.shape == (batch, items)
     assert all(len(set(row)) == slots for row in step.action.tolist()) and step.valid.all() and step.log_prob is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch", "items", "slots", "penalty"), [tuple(row) for row in GOLDEN["num_actions_grid"]["rows"]]
+)
+def test_shapes_with_a_number_of_items_that_varies(variables, kind, batch, items, slots, penalty):
+    policy = make_ranking_policy(RankingSpec(items, slots, kind), TOWER)
+    keys, count = jax.random.split(jax.random.key(1), batch), 1 + jnp.arange(batch) * (items - 1) // max(batch - 1, 1)
+    seen = RankingObservation(np.ones((batch, 7)), np.random.default_rng(0).normal(size=(batch, items, 5)), count)
+    hypers = RankingHypers(penalty=penalty)
+    step = jax.jit(jax.vmap(lambda one, key: policy.action(variables, hypers, one, key)))(seen, keys)
+    assert step.action.shape == (batch, slots) and step.predicted_rewards_mean.shape == (batch, items)
+    for slate, valid, number in zip(step.action.tolist(), step.valid.tolist(), count.tolist(), strict=True):
+        served = min(number, slots)
+        assert valid == [True] * served + [False] * (slots - served)
+        assert len(set(slate[:served])) == served and max(slate[:served]) < number
+        assert slate[served:] == [items - 1] * (slots - served)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "no_penalty", "descending"])
+@pytest.mark.parametrize("filling", [np.nan, np.inf, 3e38])
+def test_what_is_in_absent_items_reaches_neither_scores_nor_gradients(variables, kind, filling):
+    """An item beyond the count, under a network: as with zeros in its place. 3e38 is a number that overflows only in
+    there."""
+    policy = make_ranking_policy(RankingSpec(6, 3, kind, emit_log_probability=True), TOWER)
+    items = jax.random.normal(jax.random.key(2), (6, 5))
+
+    @jax.jit
+    def of(items, user, count):
+        seen = RankingObservation(user, items, count)
+        step = policy.action(variables, RankingHypers(), seen, jax.random.key(3))
+        value = lambda held: policy.distribution(held, RankingHypers(), seen).log_prob(jnp.array([0, 2, 1]))  # noqa: E731
+        return step, *jax.value_and_grad(lambda held: jnp.maximum(value(held), -1e6))(variables)
+
+    dirty, clean = (of(items.at[4:].set(x), jnp.ones(7), jnp.int32(4)) for x in (filling, 0.0))
+    for ours, theirs in zip(jax.tree.leaves(dirty[1:]), jax.tree.leaves(clean[1:]), strict=True):
+        assert np.isfinite(ours).all()
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(dirty[0].action, clean[0].action)
+    assert filling == 3e38 or np.isfinite(dirty[0].predicted_rewards_mean).all()
+    if filling == 3e38:
+        return
+    # The same among the items that there are, and in the user: not available, and no NaN anywhere.
+    step, log_prob, slope = of(items.at[3].set(filling), jnp.ones(7), jnp.int32(6))
+    assert 3 not in step.action[step.valid].tolist() and np.isfinite(step.predicted_rewards_mean).all()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((step.slate_scores, log_prob, slope)))
+    step, log_prob, slope = of(items, jnp.ones(7).at[1].set(filling), jnp.int32(6))
+    assert not step.valid.any() and np.isfinite(step.predicted_rewards_mean).all() and float(log_prob) == 0.0
+    assert all((leaf == 0.0).all() for leaf in jax.tree.leaves(slope))
 
 
 def test_ties_temperature_and_nan():
@@ -310,6 +359,34 @@ def test_positive_only_as_it_is_meant():
         assert slip == pytest.approx((ones * (scores - targets) ** 2).sum() / ones.sum(), abs=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["squared", "sigmoid", "softmax"])
+@pytest.mark.parametrize(("positive_only", "compat"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(("bias", "severity"), [("base", 40.0), ("exponent", 1e5), ("fixed", 1.0)])
+def test_any_severity_of_the_bias_has_a_loss(bias, severity, positive_only, compat, loss):
+    """Weights beyond float32, against means in double precision; ordinary ones are left alone to the last bit."""
+    size, rng = 10, np.random.default_rng(0)
+    fixed = tuple(3e38 / 10.0**slot for slot in range(size)) if bias == "fixed" else None
+    spec = RankingAgentSpec("score_vector", None, bias, fixed, positive_only, compat, loss)
+    agent = make_ranking_agent(spec, make_ranking_policy(RankingSpec(size, size), DOT))
+    clicks = (rng.uniform(size=(3, size)) < 0.3).astype(np.float32)
+    slates = Slates(jnp.ones((3, 1)), jnp.asarray(rng.normal(size=(3, size, 1)), jnp.float32), jnp.asarray(clicks))
+    found = float(agent.loss({}, RankingAgentHypers(bias_severity=severity), slates))
+    slots = np.arange(size, dtype=np.float64)
+    multipliers = np.array(fixed) if fixed else (slots + 1) ** severity if bias == "base" else severity**slots
+    weights = np.where(clicks > 0, multipliers, 1.0) if positive_only else np.tile(multipliers, (3, 1))
+    scores = np.asarray(slates.items, np.float64)[..., 0]
+    if loss == "softmax":
+        errors = np.log(np.exp(scores).sum(axis=1)) * clicks.sum(axis=1) - (clicks * scores).sum(axis=1)
+        weights = weights[:, 0]
+    else:
+        cross = np.log1p(np.exp(scores)) - clicks * scores
+        errors = (scores - clicks) ** 2 if loss == "squared" else cross
+    assert found == pytest.approx((weights * errors).sum() / weights.sum(), rel=1e-4)
+    feedback = jnp.array(clicks[0])
+    plain = slot_weights(RankingAgentSpec("score_vector", bias="base"), 1.3, feedback, jnp.ones(size, bool), 1.0)
+    np.testing.assert_array_equal(plain, (jnp.arange(size, dtype=jnp.float32) + 1.0) ** 1.3)
+
+
 def test_other_losses_and_slate_weights():
     clicks = jnp.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0]])
     _, _, slates = recorded("agent_score_vector_unset_naFalse")
@@ -506,6 +583,10 @@ def test_users_who_look_less_further_down():
     assert (clicks.sum(axis=1) > 1).any()
     broken = state._replace(items=jnp.full((4, 1), jnp.nan))
     assert (env.click_probabilities(broken, jnp.arange(4), params) == 0.0).all()
+    # An infinite relevance is no number, not a certain click.
+    infinite = state._replace(items=relevance[:, None].at[0].set(jnp.inf).at[1].set(-jnp.inf))
+    expected = chances.at[jnp.array([0, 1])].set(0.0)
+    np.testing.assert_array_equal(env.click_probabilities(infinite, jnp.arange(4), params), expected)
     for wrong in ([1.0, 0.5], [1.0, 0.5, 1.2, 0.1], [float("nan")] * 4):
         with pytest.raises(ValueError, match="4 probabilities"):
             env.params(wrong)

@@ -209,6 +209,19 @@ def test_step_is_play_and_many_users_are_one_user_each(name):
     assert hash(env) == hash(gemsjax.make(name, num_candidates=4)[0])
 
 
+def test_places_that_hold_no_candidate_have_no_quality():
+    """Neither that of a candidate next to them, nor one from the end."""
+    env, params = gemsjax.make("interest_evolution", num_candidates=4, available=3)
+    keys = jax.random.split(jax.random.key(0), 6)
+    users = reset_of(env)(keys, params)[1]
+    slates = jnp.array([[0, 1], [2, 3], [-1, 0], [4, 99], [3, 1], [2, 0]])
+    told = np.asarray(step_of(env)(keys, users, slates, params)[5]["qualities"])
+    holds = (np.asarray(slates) >= 0) & (np.asarray(slates) < 3)
+    own = np.take_along_axis(np.asarray(users.qualities), np.clip(slates, 0, 3), axis=1)
+    np.testing.assert_array_equal(told, np.where(holds, own, 0.0))
+    assert (told[holds] != 0.0).all()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_are_a_batch_axis_and_empty_places_stay_empty(name):
     """One program for two numbers of candidates, one of them none at all: then nothing is ever clicked."""

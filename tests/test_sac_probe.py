@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,9 @@ import pytest
 from probes import HORIZON, ITEMS, ProbeEnv, Rules, make_grid_ranker
 
 from gemsjax.agents import sac
+from gemsjax.rankers import Ranker
+from gemsjax.rankers.items import item_weights
+from gemsjax.rankers.plackett_luce import make_plackett_luce_ranker, plackett_luce_weights
 from gemsjax.train import Plan, Run, make_training
 from gemsjax.types import Dims
 
@@ -18,12 +22,9 @@ EPOCHS, EPOCH_STEPS = 7, 100
 BAIT = 0.2
 
 
-@pytest.fixture(scope="module")
-def greedy_return() -> Callable[..., float]:
-    """`(rules, gamma, seed) -> mean greedy return after training`: one program for every probe of this file."""
-    agent = sac.make_sac(
-        sac.SACSpec(hidden=32, belief_width=8, item_dim=4), Dims(ITEMS, 1, HORIZON), make_grid_ranker()
-    )
+def trainer(ranker: Ranker, weights: Any = ()) -> Callable[..., float]:
+    """`(rules, gamma, seed) -> mean greedy return after training`: one program for all probes of a ranker."""
+    agent = sac.make_sac(sac.SACSpec(hidden=32, belief_width=8, item_dim=4), Dims(ITEMS, 1, HORIZON), ranker)
     plan = Plan(users_per_step=10, batch_size=20, replay_capacity=1_000, warm_up=100, validation_users=50)
     training = make_training(ProbeEnv(), agent, plan)
 
@@ -38,9 +39,35 @@ def greedy_return() -> Callable[..., float]:
     def trained(rules: Rules, gamma: float = 0.8, seed: int = 0) -> float:
         hypers = sac.SACHypers(gamma=gamma, tau=0.02, critic_rate=3e-3, actor_rate=3e-3, initial_alpha=0.05)
         floats = jax.tree.map(jnp.float32, (hypers, rules))
-        return float(np.asarray(train(Run(jax.random.key(seed), floats[0], (), floats[1])))[-1])
+        return float(np.asarray(train(Run(jax.random.key(seed), floats[0], weights, floats[1])))[-1])
 
     return trained
+
+
+@pytest.fixture(scope="module")
+def greedy_return() -> Callable[..., float]:
+    return trainer(make_grid_ranker())
+
+
+@pytest.fixture(scope="module")
+def greedy_return_drawn() -> Callable[..., float]:
+    """The same where the action is a query, and exploring slates are drawn by it (`sac-pl`)."""
+    corners = jnp.array([[-0.5, -0.5], [-1.0, 0.5], [0.0, 0.5], [1.0, 0.5], [0.5, -0.5]])
+    weights = plackett_luce_weights(item_weights(corners), temperature=0.3, penalty=1.0)
+    return trainer(make_plackett_luce_ranker(Dims(ITEMS, 1, HORIZON), 2), weights)
+
+
+@pytest.mark.parametrize(
+    "rules", [Rules(left=1.0), Rules(latest_coin=1.0), Rules(earlier_coin=1.0)], ids=["left", "latest", "earlier"]
+)
+def test_drawn_slates_find_the_best_too(greedy_return_drawn, rules):
+    assert greedy_return_drawn(rules) >= 0.95 * HORIZON
+
+
+def test_drawn_slates_credit_the_action_before(greedy_return_drawn):
+    rules = Rules(left_before=1.0, bait=BAIT)
+    assert greedy_return_drawn(rules, gamma=0.0) <= 1.05 * BAIT * HORIZON
+    assert greedy_return_drawn(rules, gamma=0.8) >= 0.95 * (HORIZON - 1 + BAIT)
 
 
 def test_learning_starts_at_the_configured_temperature_unless_told_otherwise():

@@ -123,3 +123,34 @@ def test_without_a_mask_all_are_available_and_many_users_go_at_once():
             np.testing.assert_array_equal(together[name][user], alone[name])
         better += float(values["exact"]) > float(values["topk"]) + 1e-4
     assert better > 5  # the rules are not the same
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_no_numbers_are_not_available(bad):
+    """In places that are not available, where they are padding, and in others, where they count as padding."""
+    v, q = np.array([0.5, 1.0, 2.0, 0.0], np.float32), np.array([1.0, 0.5, 4.0, 0.0], np.float32)
+    none, there = jnp.float32(1.0), np.array([True, True, True, False])
+    clean, values = solve(v, q, none, there)
+    for place, available in ((3, there), (3, np.ones(4, bool))):
+        for broken in ((v, np.where(np.arange(4) == place, bad, q)), (np.where(np.arange(4) == place, bad, v), q)):
+            slates, told = solve(*broken, none, available)
+            for name in OPTIMISERS:
+                np.testing.assert_array_equal(slates[name], clean[name])
+                assert float(told[name]) == float(values[name])
+    worst, _ = solve(v, np.full(4, bad, np.float32), none, there)
+    assert all(sorted(slate.tolist()) == [0, 1, 2] for slate in worst.values())
+
+
+def test_products_that_overflow_are_not_available():
+    slates, _ = solve(np.array([4.0, 1, 1, 1], np.float32), np.array([3e38, 1, 2, 3], np.float32), jnp.float32(1.0),
+                      np.ones(4, bool))  # fmt: skip
+    assert all(slate.tolist() == [3, 2, 1] for slate in slates.values())
+
+
+def test_places_that_hold_nothing_are_worth_nothing():
+    candidates = Candidates(jnp.array([1.0, 1.0, 3.0]), jnp.float32(1.0), jnp.array([True, True, False]))
+    q = jnp.array([4.0, 2.0, jnp.nan])
+    of = jax.jit(lambda slate: slate_value(candidates, q, slate))
+    for slate in ([0, -1], [0, 3], [0, 2], [0, 99]):  # -1 does not count from the end
+        assert float(of(jnp.array(slate))) == 2.0
+    assert float(of(jnp.array([0, 1]))) == 2.0 and float(of(jnp.array([-1, -1]))) == 0.0

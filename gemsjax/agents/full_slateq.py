@@ -46,7 +46,8 @@ def make_full_slateq(spec: CandidateSpec, dims: CandidateDims, _model: ChoiceMod
     network = MLP((*spec.hidden, count))
 
     def q(params: Params, seen: CandidateObservation) -> Array:
-        return network.apply({"params": params}, jnp.concatenate([seen.user, seen.docs.reshape(-1)]))
+        docs = jnp.where(seen.available[:, None], seen.docs, 0.0)  # places of no candidate may hold anything
+        return network.apply({"params": params}, jnp.concatenate([seen.user, docs.reshape(-1)]))
 
     def best_of(values: Array, available: Array) -> tuple[Array, Array]:
         """Number and value of the best slate with as many candidates as there can be; worth 0 without any."""

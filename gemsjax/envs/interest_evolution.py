@@ -44,7 +44,8 @@ class EvolutionParams:
       budget: [] time that a user has at first.
       step_penalty: [] time lost when nothing is clicked.
       bonus: [] time gained back for a unit of utility, a unit of watching.
-      user_q_factor, doc_q_factor: [] weights of the user's score and of the quality in the utility.
+      user_q_factor, doc_q_factor: [] weights of the user's score and of the quality in the utility. The score is the
+        interest in the topic, less `choice.min_normalizer` under the proportional choice models.
       drift: [] how much interests move.
       choice: of the choice model.
       candidates: [] int32, candidates of a turn; the other places are empty.
@@ -139,8 +140,8 @@ class EvolutionEnv:
         Returns:
           `(obs, state, reward, terminated, truncated, info)`: the next candidates with the slate and its clicks, the
           user after the turn, the time watched, whether the budget is used up, whether `horizon` turns are played (and
-          it is not), and what is hidden from agents: `click_probabilities` [K], `qualities` [K], `budget` [],
-          `invalid_action` [].
+          it is not), and what is hidden from agents: `click_probabilities` [K], `qualities` [K] (0 where the slate
+          holds no candidate), `budget` [], `invalid_action` [].
         """
         return self.play(jax.random.uniform(key, (self.draws,)), state, slate, params)
 
@@ -162,7 +163,7 @@ class EvolutionEnv:
         truncated = (after.time >= params.horizon) & ~terminated
         info = {
             "click_probabilities": chances,
-            "qualities": state.qualities[jnp.clip(slate, 0, self.num_items - 1)],
+            "qualities": self._shown_qualities(state, slate, params),
             "budget": after.budget,
             "invalid_action": ~all_available(slate, self._available(params)),
         }
@@ -191,7 +192,9 @@ class EvolutionEnv:
         delta, upwards = interest_step(state.interests, doc, params.drift)
         moved = state.interests + jnp.where(uniform < upwards, delta, -delta)
         score = state.interests[topic]
-        if self.choice_model.startswith("proportional"):  # the reference's score is the shifted one
+        # The reference's score is that of its choice model, which is the shifted one where choice is proportional. Its
+        # text knows no other model here; under the others the score is the product itself. By default neither counts.
+        if self.choice_model.startswith("proportional"):
             score = score - params.choice.min_normalizer
         watched = jnp.minimum(state.budget, params.video_length)
         left = remaining_budget(state.budget, watched, score, quality, params)
@@ -202,6 +205,12 @@ class EvolutionEnv:
             budget=jnp.where(stays, jnp.where(clicked, left, state.budget - params.step_penalty), state.budget),
             time=state.time + 1,
         )
+
+    def _shown_qualities(self, state: EvolutionState, slate: Array, params: EvolutionParams) -> Array:
+        """Of the slate's candidates, 0 for places that hold none: [K]."""
+        inside = (slate >= 0) & (slate < self.num_items)
+        place = jnp.where(inside, slate, 0)
+        return jnp.where(inside & self._available(params)[place], state.qualities[place], 0.0)
 
     def _available(self, params: EvolutionParams) -> Array:
         return jnp.arange(self.num_items) < params.candidates

@@ -89,7 +89,7 @@ def weigh(model: str, scores: Array, params: ChoiceParams, available: Array | No
 
     Returns:
       Appeals [C] (of a cascade: chances of a click once looked at) and that of no click, which is infinite for a
-      cascade: a click on one item does not depend on what stands below it.
+      cascade: a click on one item does not depend on what stands below it. Absent ones are not available.
 
     Raises:
       SettingError: see `check_choice`; scores known on the host count as their bounds.
@@ -110,7 +110,7 @@ def weigh(model: str, scores: Array, params: ChoiceParams, available: Array | No
     else:
         shifted = jnp.exp(scores) if model.startswith("exp") else scores - params.min_normalizer
         appeal, no_click = jnp.minimum(params.score_scaling * shifted, 1.0), jnp.float32(jnp.inf)
-    return Candidates(jnp.where(there, jnp.maximum(appeal, 0.0), 0.0), jnp.maximum(no_click, 0.0), available)
+    return Candidates(jnp.where(there, jnp.maximum(appeal, 0.0), 0.0), jnp.maximum(no_click, 0.0), there)
 
 
 def chances(model: str, candidates: Candidates, slate: Array, params: ChoiceParams) -> Array:

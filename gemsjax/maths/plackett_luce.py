@@ -32,7 +32,7 @@ class Penaliser(NamedTuple):
     Attributes:
       start: `(features [N, D]) -> state` before the first slot.
       penalty: `(state, item []) -> (penalty [N], state)` once `item` was taken; it is multiplied with the mixture
-        coefficient and subtracted.
+        coefficient and subtracted. An item whose penalty is NaN comes last; it cannot be taken away.
     """
 
     start: Callable[[Array], Any]
@@ -113,12 +113,16 @@ def valid_slots(logits: Array, size: int) -> Array:
 
 def unit_rows(features: Array) -> Array:
     """Rows of length 1; a row of zeros stays: [..., D] -> [..., D]."""
+    # Numbers above 2^64 would be infinite once squared. A power of two rounds nothing, and no row comes near the 1e-12.
+    longest = jnp.abs(features).max(axis=-1, keepdims=True, initial=0.0)
+    features = features * jnp.where(longest > 2.0**58, 2.0**-75, 1.0)
     return features / jnp.sqrt(jnp.maximum(jnp.square(features).sum(axis=-1, keepdims=True), 1e-12))
 
 
 def _nearness(state: tuple[Array, Array], item: Array) -> tuple[Array, tuple[Array, Array]]:
     directions, nearest = state
-    nearest = jnp.maximum(nearest, directions @ directions[item])
+    near = jnp.matmul(directions, directions[item], precision=jax.lax.Precision.HIGHEST)
+    nearest = jnp.maximum(nearest, near)
     return 1.0 + nearest, (directions, nearest)
 
 
@@ -210,7 +214,7 @@ def _between(given: Choices, penaliser: Penalty | None, size: int) -> tuple[Any,
         def hooked(logits: Array, taken: tuple[Array, Array], item: Array) -> tuple[Array, tuple[Array, Array]]:
             slots, number = taken[0].at[taken[1]].set(item.astype(jnp.int32)), taken[1] + 1
             told = adjust(jnp.where(logits >= LOWEST, logits, -jnp.inf), slots, number, given)
-            return jnp.clip(jnp.where(jnp.isnan(told), LOWEST, told), LOWEST, -LOWEST), (slots, number)
+            return _bounded(told), (slots, number)
 
         return (jnp.full(size, -1, jnp.int32), jnp.int32(0)), hooked
     if penaliser is None or given.features is None:
@@ -218,9 +222,17 @@ def _between(given: Choices, penaliser: Penalty | None, size: int) -> tuple[Any,
 
     def penalised(logits: Array, state: Any, item: Array) -> tuple[Array, Any]:
         penalty, state = penaliser.penalty(state, item)
-        return logits - given.mixture * penalty, state
+        # What is no number is set aside before the product too: the mixture's gradient would multiply it.
+        known = ~jnp.isnan(penalty)
+        lowered = logits - given.mixture * jnp.clip(jnp.where(known, penalty, 0.0), LOWEST, -LOWEST)
+        return _bounded(jnp.where(known, lowered, jnp.nan)), state
 
     return penaliser.start(given.features), penalised
+
+
+def _bounded(logits: Array) -> Array:
+    """What a penalty made of logits, as numbers that a softmax can take: NaN counts as `LOWEST`."""
+    return jnp.clip(jnp.where(jnp.isnan(logits), LOWEST, logits), LOWEST, -LOWEST)
 
 
 def _log_softmax_at(logits: Array, item: Array) -> Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from gemsjax.types import Array
 
 LARGEST_LOG_RATIO = 20.0
-"""Where exp would come near to overflowing; far outside of any clipping."""
+"""From here on the ratio goes on along the tangent of exp, which does not overflow; far outside of any clipping."""
 
 
 def masked_mean(x: Array, valid: Array) -> Array:
@@ -32,11 +32,15 @@ def clipped_surrogate(
 ) -> tuple[Array, Array]:
     """PPO's loss: minus the mean of min(rho A, clip(rho, 1 - clip, 1 + clip) A), rho = pi / old pi; [...] each.
 
+    Beyond `LARGEST_LOG_RATIO` rho grows along a line: a bad action that has become far more probable (A < 0) keeps a
+    gradient that pulls it back, which a ratio that is cut off would not have.
+
     Returns:
       The loss [], and the share of turns whose ratio is outside the clipping range [].
     """
     difference = jnp.where(valid, log_prob - old_log_prob, 0.0)
-    ratio = jnp.exp(jnp.clip(difference, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO))
+    beyond = jnp.maximum(difference - LARGEST_LOG_RATIO, 0.0)
+    ratio = jnp.exp(jnp.minimum(difference, LARGEST_LOG_RATIO)) * (1.0 + beyond)
     within = jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
     loss = -masked_mean(jnp.minimum(ratio * advantage, within * advantage), valid)
     return loss, masked_mean((jnp.abs(ratio - 1.0) > clip).astype(jnp.float32), valid)

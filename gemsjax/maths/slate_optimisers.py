@@ -27,7 +27,8 @@ class Candidates(NamedTuple):
     Attributes:
       appeal: [I] v, at least 0.
       no_click: [] v_0, at least 0; infinite where clicks do not compete.
-      available: [I] bool, or None if all items are. Others enter a slate only when there are too few.
+      available: [I] bool, or None if all items are. Others enter a slate only when there are too few. An item whose
+        appeal or value is no number counts as not available in all of this module.
     """
 
     appeal: Array
@@ -44,19 +45,24 @@ Optimiser = Callable[[Candidates, Array, int], Array]
 
 
 def slate_value(candidates: Candidates, q: Array, slate: Array) -> Array:
-    """f of a slate: [K] item numbers -> []."""
-    weight = candidates.weights()[slate]
+    """f of a slate: [K] item numbers -> []; numbers outside 0 .. I-1 and items that are not available add nothing."""
+    candidates, q = _known(candidates, q)
+    inside = (slate >= 0) & (slate < q.shape[0])
+    place = jnp.where(inside, slate, 0)
+    weight = jnp.where(inside, candidates.weights()[place], 0.0)
     alone, shared = _denominator(candidates.no_click)
-    return _ratio((weight * q[slate]).sum(), alone + shared * weight.sum())
+    return _ratio((weight * q[place]).sum(), alone + shared * weight.sum())
 
 
 def top_k(candidates: Candidates, q: Array, size: int) -> Array:
     """The items of largest v q, ties to the lowest number: best where clicks do not compete, else an approximation."""
+    candidates, q = _known(candidates, q)
     return _largest(candidates, candidates.weights() * q, size)
 
 
 def greedy(candidates: Candidates, q: Array, size: int) -> Array:
     """`size` times the item that makes the largest f with those already taken, ties to the lowest number."""
+    candidates, q = _known(candidates, q)
     weight = candidates.weights()
     gain, items = weight * q, jnp.arange(q.shape[0], dtype=jnp.int32)
     alone, shared = _denominator(candidates.no_click)
@@ -78,6 +84,7 @@ def greedy(candidates: Candidates, q: Array, size: int) -> Array:
 
 def exact(candidates: Candidates, q: Array, size: int) -> Array:
     """The slate of largest f, by Dinkelbach's method: lambda = f(A), then A = the items of largest v (q - lambda)."""
+    candidates, q = _known(candidates, q)
     weight = candidates.weights()
     _, shared = _denominator(candidates.no_click)
 
@@ -94,6 +101,18 @@ def exact(candidates: Candidates, q: Array, size: int) -> Array:
 
 
 OPTIMISERS: dict[str, Optimiser] = {"topk": top_k, "greedy": greedy, "exact": exact}
+
+
+def _known(candidates: Candidates, q: Array) -> tuple[Candidates, Array]:
+    """Candidates and values with zeros for what is not available; what is no number is not.
+
+    A weight of 0 does not hide it: 0 times NaN is NaN, and one such sum would decide about all other items.
+    """
+    known = jnp.isfinite(candidates.appeal) & jnp.isfinite(q) & jnp.isfinite(candidates.appeal * q)
+    if candidates.available is not None:
+        known &= candidates.available
+    appeal, q = (jnp.where(known, x, 0.0) for x in (candidates.appeal, q))
+    return Candidates(appeal, candidates.no_click, known), q
 
 
 def _largest(candidates: Candidates, keys: Array, size: int) -> Array:

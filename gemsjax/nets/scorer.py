@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -72,4 +73,5 @@ class DotProductScorer(nn.Module):
         items = Tower(self.item_layers, name="items")(items)
         ends = user.shape[-1], items.shape[-1]
         require(ends[0] == ends[1], "last widths of the towers", ends, "the same for users and items")
-        return jnp.einsum("...nd,...d->...n", items, user)
+        # In full float32 on accelerators too, which otherwise round to ten bits.
+        return jnp.einsum("...nd,...d->...n", items, user, precision=jax.lax.Precision.HIGHEST)

@@ -8,6 +8,7 @@ weights, so runs of one program may differ in them. Called by agents and prepare
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 
@@ -51,7 +52,7 @@ def make_plackett_luce_ranker(dims: Dims, item_dim: int, drawn: bool = True) -> 
     require_count("slate_size", dims.slate_size, 1, dims.num_items)
 
     def given(weights: PlackettLuceWeights, action: Array) -> Choices:
-        scores = weights.embeddings @ action
+        scores = jnp.matmul(weights.embeddings, action, precision=jax.lax.Precision.HIGHEST)
         return choices(scores, None, weights.temperature, weights.embeddings, weights.penalty)
 
     def decode(weights: PlackettLuceWeights, action: Array) -> Array:

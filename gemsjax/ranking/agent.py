@@ -28,6 +28,8 @@ FEEDBACKS = ("cascading", "score_vector", "unknown")
 BIASES = ("unset", "base", "exponent", "fixed")
 LOSSES = ("squared", "sigmoid", "softmax")
 NON_CLICK_SCORE = -1.0
+LARGEST_MULTIPLIER = 1e18
+"""Of the position bias, as it enters sums: products with errors and sums over batches stay far from overflowing."""
 
 
 class Cascade(NamedTuple):
@@ -179,10 +181,29 @@ def bias_multipliers(spec: RankingAgentSpec, severity: Array | float, num_slots:
     return jnp.asarray(spec.bias_weights, jnp.float32) if spec.bias == "fixed" else jnp.ones(num_slots)
 
 
+def _bounded_multipliers(spec: RankingAgentSpec, severity: Array | float, num_slots: int) -> tuple[Array, Array]:
+    """`bias_multipliers` [S] and 1 [], both over what keeps the largest multiplier at `LARGEST_MULTIPLIER`.
+
+    Losses are weighted means, so a factor of all weights changes nothing; sums of weights that are too large would be
+    infinite. Ordinary severities are not touched, to the last bit.
+    """
+    plain, slots = bias_multipliers(spec, severity, num_slots), jnp.arange(num_slots, dtype=jnp.float32)
+    most = jnp.log(jnp.float32(LARGEST_MULTIPLIER))
+    if spec.bias == "base":
+        logs = severity * jnp.log(slots + 1.0)
+    elif spec.bias == "exponent":
+        logs = slots * jnp.log(jnp.maximum(severity, jnp.finfo(jnp.float32).tiny))
+    else:
+        excess = jnp.maximum(jnp.abs(plain).max() / LARGEST_MULTIPLIER, 1.0)
+        return plain / excess, 1.0 / excess
+    excess = jnp.maximum(logs.max() - most, 0.0)
+    return jnp.where(excess > 0.0, jnp.exp(logs - excess), plain), jnp.exp(-excess)
+
+
 def slot_weights(
     spec: RankingAgentSpec, severity: Array | float, feedback: Feedback, present: Array, weight: Array | float
 ) -> Array:
-    """How much the slots of one slate count: [S].
+    """How much the slots of one slate count: [S]; only their ratios, within a slate and between slates, matter.
 
     Nothing is learnt from a slate whose chosen slot is not one of 0 .. S, nor from a slot whose target is not finite.
 
@@ -201,11 +222,11 @@ def slot_weights(
         chosen = feedback.chosen_index
         known &= (chosen >= 0) & (chosen <= size)
         counted = jnp.where(jnp.arange(size) <= chosen, counted, 0.0)
-    bias = bias_multipliers(spec, severity, size)
+    bias, one = _bounded_multipliers(spec, severity, size)
     if spec.compat:
-        weights = jnp.where(targets > 0.0, counted * bias, 1.0)
+        weights = jnp.where(targets > 0.0, counted * bias, one)
     elif spec.positive_only:
-        weights = counted * jnp.where(targets > 0.0, bias, 1.0)
+        weights = counted * jnp.where(targets > 0.0, bias, one)
     else:
         weights = counted * bias
     return jnp.where(known, weights, 0.0)

@@ -30,6 +30,11 @@ CLICK_MODELS = ("ghost_actions", "distance_based")
 FEEDBACKS = ("cascading", "score_vector")
 
 
+def _product(matrix: Array, vector: Array) -> Array:
+    """In full float32 everywhere: accelerators would round to ten bits, and thresholds decide on the result."""
+    return jnp.matmul(matrix, vector, precision=jax.lax.Precision.HIGHEST)
+
+
 class Response(NamedTuple):
     """What one user does with a slate.
 
@@ -180,12 +185,12 @@ class RankingEnv(_Bandit):
 
     def relevance(self, state: RankingObservation, params: RankingParams) -> Array:
         """Scores of the items: [N]."""
-        return state.items @ (params.matrix @ state.user)
+        return _product(state.items, _product(params.matrix, state.user))
 
     def choice_logits(self, state: RankingObservation, slate: Array, params: RankingParams, noise: Array) -> Array:
         """Log of what the choice among slots and ghosts is proportional to: noise [S + D] -> [S + D]."""
         shown, _ = self._shown(state, slate, params)
-        scores = jnp.concatenate([shown, params.matrix @ state.user])
+        scores = jnp.concatenate([shown, _product(params.matrix, state.user)])
         return jnp.where(jnp.isfinite(scores), jax.nn.log_sigmoid(scores + noise), -jnp.inf)
 
     def respond(self, key: Key, state: RankingObservation, slate: Array, params: RankingParams) -> Response:
@@ -217,10 +222,10 @@ class PositionBiasEnv(_Bandit):
     its own: several clicks are possible. Feedback is a score vector; parameters are `PositionBiasParams`.
 
     Attributes:
-      relevance_fn: `(user [G], items [n, D]) -> [n]`; cut off to [0, 1].
+      relevance_fn: `(user [G], items [n, D]) -> [n]`; cut off to [0, 1]. What is not finite is never clicked.
     """
 
-    relevance_fn: Callable[[Array, Array], Array] = lambda user, items: jax.nn.sigmoid(items @ user)
+    relevance_fn: Callable[[Array, Array], Array] = lambda user, items: jax.nn.sigmoid(_product(items, user))
 
     def params(self, observation: Any) -> PositionBiasParams:
         """Parameters from the probabilities [S].
@@ -233,8 +238,10 @@ class PositionBiasEnv(_Bandit):
         return PositionBiasParams(jnp.asarray(observation, jnp.float32))
 
     def relevance(self, state: RankingObservation, params: PositionBiasParams) -> Array:
-        """Probability that an item that is looked at is clicked: [N]."""
-        return jnp.clip(self.relevance_fn(state.user, state.items), 0.0, 1.0)
+        """Probability that an item that is looked at is clicked: [N]; NaN where the relevance is not finite."""
+        worth = self.relevance_fn(state.user, state.items)
+        # Before the cut, which would make a certain click of an infinite one.
+        return jnp.where(jnp.isfinite(worth), jnp.clip(worth, 0.0, 1.0), jnp.nan)
 
     def click_probabilities(self, state: RankingObservation, slate: Array, params: PositionBiasParams) -> Array:
         """Of every slot: [S]."""
@@ -263,4 +270,4 @@ def demo_items(number: int, dim: int) -> Callable[[Key], Array]:
 def demo_relevance(user: Array, items: Array) -> Array:
     """Relevance of TF-Agents' demo: sigmoid of the dot product in the dimensions that both have, [n]."""
     shared = min(user.shape[-1], items.shape[-1])
-    return jax.nn.sigmoid(items[..., :shared] @ user[:shared])
+    return jax.nn.sigmoid(_product(items[..., :shared], user[:shared]))

@@ -89,7 +89,8 @@ class RankingStep(NamedTuple):
       action: [S] int32 in [0, N-1], different items where `valid`. Padding is N-1 under a penalty, else the items that
         are not available, in their order (as TF-Agents pads).
       valid: [S] bool, which slots hold an item that is available.
-      predicted_rewards_mean: [N] what the network says of all items, untempered and unmasked.
+      predicted_rewards_mean: [N] what the network says of all items, untempered and unmasked; users and items that are
+        not finite reach it as zeros, so this is finite for them too.
       slate_scores: [S] the same of the slate's items, 0 where there is none.
       log_prob: [] of the ordered slate; None unless the spec asks for it.
     """
@@ -107,7 +108,7 @@ class RankingPolicy(NamedTuple):
     Attributes:
       spec: what it was made from.
       init: `(key, observation) -> variables` of the scorer.
-      scores: `(variables, observation) -> [N]`, raw; leading axes are welcome.
+      scores: `(variables, observation) -> [N]`, raw; leading axes are welcome. What is not finite counts as zeros.
       distribution: `(variables, hypers, observation) -> ` a distrax distribution over ordered slates.
       action: `(variables, hypers, observation, key) -> step`; a descending policy needs no key.
       greedy: `(variables, hypers, observation) -> step`: the best item of every slot, penalties included.
@@ -163,6 +164,13 @@ def available_items(observation: RankingObservation) -> Array | None:
     return jnp.arange(observation.items.shape[-2]) < jnp.asarray(observation.num_actions)[..., None]
 
 
+def usable_items(observation: RankingObservation) -> Array:
+    """[..., N] bool, which items there are with finite features; none for a user whose features are not finite."""
+    known = jnp.isfinite(observation.items).all(axis=-1) & jnp.isfinite(observation.user).all(axis=-1)[..., None]
+    available = available_items(observation)
+    return known if available is None else known & available
+
+
 def soft_update(own: Params, other: Params, tau: float = 1.0, tau_non_trainable: float | None = None) -> Params:
     """A policy's variables moved towards another's: (1 - tau) own + tau other.
 
@@ -196,12 +204,18 @@ class _Ranked:
         return self.scorer.init(key, observation.user, observation.items)
 
     def scores(self, variables: Params, observation: RankingObservation) -> Array:
-        return self.scorer.apply(variables, observation.user, observation.items)
+        # Numbers that are not finite must not reach the network, not even where its score counts nothing: the
+        # parameters' gradient would multiply them by zero, which is NaN.
+        user, items = (jnp.where(jnp.isfinite(x), x, 0.0) for x in (observation.user, observation.items))
+        return self.scorer.apply(variables, user, items)
 
     def distribution(
         self, variables: Params, hypers: RankingHypers, observation: RankingObservation
     ) -> SlateDistribution:
-        return self._slates(self.scores(variables, observation), hypers, observation)
+        there = usable_items(observation)
+        # Padding may hold anything, numbers that overflow inside of the network included.
+        items = jnp.where(there[..., None], observation.items, 0.0)
+        return self._slates(self.scores(variables, observation._replace(items=items)), hypers, observation)
 
     def action(
         self, variables: Params, hypers: RankingHypers, observation: RankingObservation, key: Key
@@ -216,7 +230,7 @@ class _Ranked:
     def _slates(self, scores: Array, hypers: RankingHypers, observation: RankingObservation) -> SlateDistribution:
         """The distribution over slates for scores [N]."""
         self._check(observation)
-        available, size = available_items(observation), self.spec.num_slots
+        available, size = usable_items(observation), self.spec.num_slots
         if self.spec.kind == "descending":
             given = choices(scores, available)
             return CertainSlate(greedy_slate(given, None, size), valid_slots(given.logits, size))

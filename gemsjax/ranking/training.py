@@ -17,7 +17,7 @@ from flax import struct
 from gemsjax.errors import require, require_count
 from gemsjax.maths.plackett_luce import mean_pairwise_cosine
 from gemsjax.ranking.agent import RankingAgent, RankingAgentHypers, RankingState, Slates
-from gemsjax.ranking.policy import RankingObservation, RankingStep, available_items
+from gemsjax.ranking.policy import RankingObservation, RankingStep, usable_items
 from gemsjax.types import Array, Key, Metrics, Params
 
 INIT = 2**32 - 1
@@ -82,7 +82,7 @@ def make_ranking_training(env: Any, agent: RankingAgent, users: int) -> RankingT
         observation, step, response = jax.vmap(lambda keys: meet(run, state.variables, keys))(keys)
         shown = jax.vmap(lambda items, slate: items[slate])(observation.items, step.action)
         true = jax.vmap(lambda state: env.relevance(state, run.env_params))(observation)
-        judge = lambda seen, scores, true: scorer_quality(scores, true, _there(seen), env.num_slots)  # noqa: E731
+        judge = lambda seen, scores, true: scorer_quality(scores, true, usable_items(seen), env.num_slots)  # noqa: E731
         quality = jax.vmap(judge)(observation, step.predicted_rewards_mean, true)
         told = {
             "clicks": response.clicks.sum(axis=-1).astype(jnp.float32),
@@ -124,8 +124,3 @@ def scorer_quality(scores: Array, true: Array, there: Array, size: int) -> Metri
         "recovered": recovered,
         "error": mean(jnp.abs(scores - true)),
     }
-
-
-def _there(observation: RankingObservation) -> Array:
-    there = available_items(observation)
-    return jnp.ones(observation.items.shape[0], bool) if there is None else there
