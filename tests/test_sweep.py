@@ -14,8 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import _sweep_benchmark as benchmarks
+from experiments import benchmark
+from experiments._measure import Figure
 from experiments.sweep import arguments_of_sweep, dry_run, parse
 from gemsjax import datasets, prepare, runs, sweep, tracking
+from gemsjax.devices import surroundings, use_precision
 from gemsjax.errors import DataError, SettingError
 from gemsjax.prepare import gems as single
 from gemsjax.pretrain.gems import make_pretraining
@@ -137,6 +141,42 @@ def test_the_command_line_makes_the_same_runs_as_the_library():
     assert {"seed", "hypers", "how"} <= {
         field.name for field in dataclasses.fields(arguments_of_sweep("dqn", "published"))
     }
+
+
+def test_precision_is_recorded_and_misspelt_ones_are_refused():
+    with pytest.raises(SettingError, match="did you mean 'highest'"):
+        use_precision("hihgest")
+    try:
+        use_precision("highest")
+        assert surroundings()["precision"] == "highest"
+    finally:
+        jax.config.update("jax_default_matmul_precision", None)
+
+
+def test_a_series_of_figures_ends_where_memory_does_and_counts_include_the_sixty(capsys):
+    assert benchmarks.counts(8) == [1, 2, 4, 8] and benchmarks.counts(65) == [1, 2, 4, 8, 16, 32, 60, 64, 65]
+
+    def fails(says: str):
+        def measure():
+            raise jax.errors.JaxRuntimeError(says)
+
+        return measure
+
+    assert list(benchmarks.unless_out_of_memory("n", fails("RESOURCE_EXHAUSTED: Out of memory"))) == []
+    assert "n: out of memory" in capsys.readouterr().out
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        list(benchmarks.unless_out_of_memory("n", fails("INTERNAL")))
+
+
+def test_benchmarks_add_to_a_file_of_the_same_machine_only(tmp_path):
+    about, path = {"device": "cpu: x", "devices": 2, "jax": "1", "gemm_gflops": 3.0}, tmp_path / "figures.json"
+    old, new = (Figure("a", value, "s", None, 3.0, value, value) for value in (1.0, 2.0))
+    benchmark.write(path, about, [], [old, dataclasses.replace(old, name="b")])
+    kept = benchmark.earlier(path, about)
+    benchmark.write(path, about, kept, [new])
+    assert [(f.name, f.value) for f in benchmark.earlier(path, about)] == [("b", 1.0), ("a", 2.0)]
+    with pytest.raises(SettingError, match="devices is 2 there and 1 here"):
+        benchmark.earlier(path, about | {"devices": 1})
 
 
 # -- the run axis ------------------------------------------------------------------------------------------------------
