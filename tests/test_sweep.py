@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -268,6 +269,10 @@ class Done:
             chosen, self.root / name, dataclasses.replace(self.options, **changes), on_epoch=on_epoch
         )
 
+    @functools.cached_property
+    def vmapped(self) -> sweep.Outcome:
+        return self.run("vmapped", layout="vmapped", group=2)
+
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> Done:
@@ -363,11 +368,10 @@ def test_results_are_of_the_test_that_was_asked_for_and_overwriting_leaves_nothi
 
 
 def test_vmapped_groups_freeze_one_run_of_a_group(done):
-    good = done.run("vmapped", layout="vmapped", group=2)
     hypers = dataclasses.replace(done.runs[1].settings.hypers, gamma=1e38)
     bad = done.runs[1]._replace(settings=dataclasses.replace(done.runs[1].settings, hypers=hypers))
     frozen_one = done.run("vmapped frozen", of=[done.runs[0], bad, *done.runs[2:]], layout="vmapped", group=2)
-    rows, whole = values_of(frozen_one), values_of(good)
+    rows, whole = values_of(frozen_one), values_of(done.vmapped)
     assert rows[1][1].startswith("frozen") and [rows[i] for i in (0, 2, 3)] == [whole[i] for i in (0, 2, 3)]
 
 
@@ -375,7 +379,7 @@ def test_a_sweep_goes_on_in_the_groups_that_it_began_with(done, capsys):
     layout = {"layout": "vmapped", "group": 2}
     short = [run._replace(settings=dataclasses.replace(run.settings, steps=6)) for run in done.runs]
     done.run("groups", of=short, **layout)
-    assert values_of(done.run("groups", resume=True)) == values_of(done.run("vmapped whole", **layout))
+    assert values_of(done.run("groups", resume=True)) == values_of(done.vmapped)
     assert "note: groups of 2, as the sweep began" in capsys.readouterr().out
     done.run("groups", resume=True, layout="mapped")
     assert "groups of 1 from here on, 2 until now" in capsys.readouterr().out
@@ -389,7 +393,7 @@ def test_runs_that_differ_in_what_a_name_does_not_tell_are_exported_side_by_side
     done.run("gammas", of=runs_, **epoch)
     places = [sweep.export(done.root / "gammas", number, done.root / "exported") for number in (0, 1)]
     assert places[0] != places[1] and all(place.name.startswith("focused_topdown_KL") for place in places)
-    assert [runs.load(place).settings.hypers.gamma for place in places] == [0.0, 0.8]
+    assert [tracking.read_config(place)["hypers"]["gamma"] for place in places] == [0.0, 0.8]
     assert [runs.directory_of(run.settings, done.root / "exported") for run in runs_] == places
     # Nor are two sweeps in each other's way.
     first = sweep.export(done.root / "whole", 0, done.root / "plain")
@@ -480,7 +484,7 @@ def test_memory_is_counted_by_part_and_too_much_is_refused_with_what_would_fit(d
     assert found.total < found.arguments + found.temporary + 0.1 * found.output + 4_096
 
     def pretend(group: int) -> memory.Need:  # a temporary that grows with the group
-        return found._replace(temporary=group * found.arguments, limit=4 * found.arguments)
+        return found._replace(temporary=group * found.arguments, limit=4 * found.arguments, output=0, alias=0)
 
     layout = make_layout(4, "vmapped", 4)
     with pytest.raises(SettingError, match="at most 3"):

@@ -78,8 +78,8 @@ def start(devices: int, *command: str) -> subprocess.Popen:
     )
 
 
-def finish(process: subprocess.Popen) -> str:
-    printed, _ = process.communicate(timeout=600)
+def finish(process: subprocess.Popen, seconds: float = 600) -> str:
+    printed, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, printed
     return printed
 
@@ -91,6 +91,7 @@ def table(directory: Path) -> list[dict]:
 
 
 ON_EIGHT = """
+import shutil
 import sys
 from pathlib import Path
 import jax
@@ -100,13 +101,14 @@ from gemsjax import sweep
 root, line = Path(sys.argv[1]), sys.argv[2].split()
 
 def run(name, devices, *more):
-    runs, how = parse([*line, "--runs", str(root / f"runs of {name}"), "--data", str(root / "logs"), *more])
+    weights = root / ("weights on eight" if name == "eight" else "weights on one")
+    runs, how = parse([*line, "--runs", str(weights), "--data", str(root / "logs"), *more])
     return sweep.run_sweep(runs, root / name, options(how), devices=jax.local_devices()[:devices])
 
 assert len(jax.local_devices()) == 8
 run("eight", 8)
 run("one", 1, "--steps", "6")
-run("resumed", 1, "--steps", "6")
+shutil.copytree(root / "one", root / "resumed")
 run("one", 1, "--resume")
 run("resumed", 8, "--resume")
 """
@@ -116,7 +118,7 @@ run("resumed", 8, "--resume")
 @pytest.mark.parametrize(("layout", "empty"), [("mapped", 4), ("vmapped --group 5", 3)])
 def test_twelve_runs_on_eight_devices_are_bitwise_those_of_one_device(tmp_path, layout, empty):
     line = f"{LINE} --seed 1 2 3 4 5 6 --steps 12 --layout {layout}"
-    finish(start(8, "-c", ON_EIGHT, str(tmp_path), line))
+    finish(start(8, "-c", ON_EIGHT, str(tmp_path), line), 1_800)
     began = json.loads((tmp_path / "eight" / "sweep.json").read_text())["starts"][0]
     assert began["layout_of_a_shard"]["empty_places"] == empty
     # The whole of it, pre-training included, on eight devices, on one, and half way on one and the rest on eight.
