@@ -1,30 +1,48 @@
 """How the speed of a sweep depends on its number of runs: `python -m experiments.benchmark --only sweep`.
 
 Runs of SAC+GeMS at the paper's sizes, but a replay of 2,000, with untrained weights: run-updates a second (one
-trajectory and one update of one run) for 1, 2, 4 ... runs in both layouts, against single runs one after another; and
-where an epoch's seconds go.
+trajectory and one update of one run) for 1, 2, 4 ... and 60 runs in both layouts, against single runs one after
+another; and where an epoch's seconds go. On an accelerator also, and elsewhere by name only, since it takes long there:
+
+    sweep_60_steps         steps a second of each of 60 runs (10 seeds, 6 environments) with the paper's replay
+    gems_60_together       batches a second of each of 60 slate VAEs; 10 epochs of the paper's are 351,560 batches
+    sweep_60_compile_cold, sweep_60_compile_warm
+                           seconds until the program of those runs is there, without and with the cache; by name only
+
+Figures come one by one, and a count that is out of memory ends its series, so nothing measured before is lost.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from experiments._measure import Figure, figure_of, flops_of
-from gemsjax import prepare, sweep
+from experiments._measure import Figure, figure_of, flops_of, matrix_rate
+from experiments._sweep_compile import published
+from gemsjax import datasets, prepare, sweep
 from gemsjax.agents.base import Acting
 from gemsjax.errors import require_count
 from gemsjax.evaluate import user_keys
+from gemsjax.pretrain.gems import make_pretraining
 from gemsjax.replay import make_replay
 from gemsjax.rollout import episodes, returns
 from gemsjax.settings import TrainSettings
 from gemsjax.sweep.bundle import Bundle, bundle, stacked, with_key
 from gemsjax.sweep.layout import going, make_layout, over_runs, place
 from gemsjax.sweep.memory import device_limit
+from gemsjax.sweep.pretraining import data_of, programs, share_sets
 from gemsjax.train import Run, TrainState
 from gemsjax.types import Array, Key
 
@@ -38,28 +56,126 @@ Steps = Callable[[Run, TrainState, Array], tuple[TrainState, Any]]
 """Of one run: `(run, state, numbers of the steps) -> (state, out)`."""
 
 
-def figures(settings: TrainSettings, most: int | None) -> list[Figure]:
-    """All figures of sweeps.
+COMPILE = ("sweep_60_compile_cold", "sweep_60_compile_warm")
+NAMES = ("sweep", "sweep_60_steps", "gems_60_together", *COMPILE)
+"""What may be asked for."""
+MAPPED = 4
+"""The most mapped runs on an accelerator: one after another they are as fast as one, however many there are."""
+
+
+def figures(settings: TrainSettings, most: int | None, wanted: Collection[str]) -> Iterator[Figure]:
+    """The wanted figures of sweeps, each as soon as it is measured.
 
     Raises:
       SettingError: `most` below 1.
     """
     require_count("--sweep-runs", 8 if most is None else most)
+    if "sweep" in wanted:
+        yield from scaling(settings, most)
+    of_sweep = "sweep" in wanted and jax.devices()[0].platform != "cpu"
+    for name, measure in (("sweep_60_steps", sixty_runs), ("gems_60_together", sixty_vaes)):
+        if name in wanted or of_sweep:
+            yield from unless_out_of_memory(name, functools.partial(measure, settings))
+    yield from compile_figures([name for name in COMPILE if name in wanted])
+
+
+def scaling(settings: TrainSettings, most: int | None) -> Iterator[Figure]:
+    """Single runs, then sweeps of more and more runs, then an epoch by part."""
     plan = dataclasses.replace(settings.resolved().plan, warm_up=20, replay_capacity=EPISODES)
     base = dataclasses.replace(settings, plan=plan).resolved()
     cpu = jax.devices()[0].platform == "cpu"
     most = (8 if cpu else 1 << 20) if most is None else most
     alone, flops = one_by_one(base)
-    found = [alone]
+    yield alone
     for kind in ("mapped", "vmapped"):
-        count = 1
-        while count <= most and _holds(base, count, kind):
-            made = _made(base, count)
-            call = _over(made, kind, made.training.steps, STEPS)
-            work = flops * count * STEPS if flops else None
-            found.append(figure_of(f"sweep_{count}_{kind}", "run-updates/s", count * STEPS, work, call, REPEATS))
-            count *= 2
-    return found + parts(base, min(most, 4 if cpu else 64))
+        for count in counts(most if cpu or kind == "vmapped" else min(most, MAPPED)):
+            if not _holds(base, count, kind):
+                break
+            name = f"sweep_{count}_{kind}"
+            measured = list(unless_out_of_memory(name, functools.partial(_of_count, base, count, kind, name, flops)))
+            if not measured:
+                break
+            yield from measured
+    yield from unless_out_of_memory("the parts of an epoch", lambda: parts(base, min(most, 4 if cpu else 64)))
+
+
+def counts(most: int) -> list[int]:
+    """Numbers of runs up to `most`: powers of two, 60 (the paper's), and a small `most` itself."""
+    usual = {60, *(2**power for power in range(21))}
+    return sorted(count for count in usual | ({most} if most < 1_000 else set()) if count <= most)
+
+
+def unless_out_of_memory(name: str, measure: Callable[[], Figure | list[Figure]]) -> Iterator[Figure]:
+    """What `measure` gives; nothing, and a line that says so, if the device has not the memory for it."""
+    try:
+        measured = measure()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
+            raise
+        print(f"{name}: out of memory", flush=True)
+        return
+    yield from [measured] if isinstance(measured, Figure) else measured
+
+
+def _of_count(base: TrainSettings, count: int, kind: str, name: str, flops: float | None) -> Figure:
+    made = _made(base, count)
+    call = _over(made, kind, made.training.steps, STEPS)
+    work = flops * count * STEPS if flops else None
+    return figure_of(name, "run-updates/s", count * STEPS, work, call, REPEATS)
+
+
+def sixty_runs(settings: TrainSettings) -> Figure:
+    """Steps a second of each of 60 runs, with the paper's 10,000 episodes of replay and a warm-up of 20."""
+    plan = dataclasses.replace(settings.resolved().plan, warm_up=20)
+    made = published(dataclasses.replace(settings, plan=plan).resolved())
+    steps = 20 if jax.devices()[0].platform == "cpu" else 200
+    call = _over(made, "auto", made.training.steps, steps)
+    return figure_of("sweep_60_steps", "steps/s of each run", steps, None, call, REPEATS)
+
+
+def sixty_vaes(settings: TrainSettings) -> Figure:
+    """Batches a second of each of 60 slate VAEs, on six data sets of made-up slates."""
+    made, cpu = published(settings.resolved()), jax.devices()[0].platform == "cpu"
+    dims, batches = made.worlds[0].dims, 5 if cpu else 200
+    shape = (2_000 if cpu else 90_000, dims.horizon, dims.slate_size)  # 90,000 users: the paper's training part
+    rng, names = np.random.default_rng(0), sorted({run.settings.env for run in made.runs})
+    sets = [
+        datasets.LoggedSlates(
+            rng.integers(0, dims.num_items, shape, np.int16), rng.integers(0, 2**10, shape[:2], np.uint16), {}
+        )
+        for _ in names
+    ]
+    layout = make_layout(len(made.runs))
+    pretraining = make_pretraining(made.settings.gems.spec, dims)
+    program, _ = programs(pretraining, layout)
+    data = data_of(layout, [run.settings for run in made.runs], [names.index(run.settings.env) for run in made.runs])
+    shared, active = share_sets(layout, sets), going(layout)
+    state = jax.jit(program.make)(data, active)
+    inputs = (shared, jnp.int32(0), jnp.arange(batches))
+    compiled = jax.jit(program.call, donate_argnums=1).lower(data, state, active, *inputs).compile()
+    call = _continued(
+        state, lambda state, numbers: compiled(data, state, active, shared, jnp.int32(0), numbers), batches
+    )
+    return figure_of("gems_60_together", "batches/s of each VAE", batches, None, call, REPEATS)
+
+
+def compile_figures(names: Collection[str]) -> Iterator[Figure]:
+    """Seconds to trace, lower and compile 60 runs of SAC+GeMS at the paper's sizes, each in a process of its own."""
+    if not names:
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        for name in COMPILE:  # the warm one needs the cold one's cache
+            before, out = matrix_rate(), Path(directory) / f"{name}.json"
+            # This process may hold most of an accelerator's memory; the other one needs hardly any.
+            own = {"GEMSJAX_COMPILE_CACHE": str(Path(directory) / "cache"), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+            environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"} | own
+            command = [sys.executable, "-m", "experiments._sweep_compile", "--out", str(out)]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            if done.returncode:
+                raise OSError(f"{name} failed: {done.stderr.strip() or done.stdout.strip()}")
+            seconds = float(json.loads(out.read_text())["seconds"])
+            if name in names:
+                yield Figure(name, seconds, "s", None, (before + matrix_rate()) / 2, seconds, seconds)
 
 
 def _made(base: TrainSettings, count: int) -> Bundle:
@@ -94,7 +210,8 @@ def one_by_one(base: TrainSettings) -> tuple[Figure, float | None]:
 def _over(made: Bundle, kind: str, steps: Steps, count: int) -> Callable[[], Any]:
     """A call that makes `count` steps of every run, as one program, and goes on where the last call ended."""
     layout = make_layout(len(made.runs), kind)
-    data = place(layout, stacked(made, prepare.untrained_weights))
+    weights = prepare.untrained_weights(made.settings, made.worlds[0])  # of one size, whatever they hold
+    data = place(layout, stacked(made, lambda settings, world: weights))
     program = over_runs(
         layout,
         lambda run: made.training.init(with_key(run)),

@@ -3,6 +3,7 @@
     python -m experiments.benchmark --json results/benchmark.json
     python -m experiments.benchmark --only simulator_random train_sac-gems
     python -m experiments.benchmark --only sweep --json results/benchmark_sweep.json
+    python -m experiments.benchmark --only sweep_60_compile_cold sweep_60_compile_warm
 
 Each figure is the median of several repetitions after a warm-up. The rate of a large float32 matrix product is measured
 around each figure, because shared machines drift: `floor_fraction` is the time that the figure's floating-point
@@ -38,7 +39,7 @@ from experiments._cli import run_cli
 from experiments._measure import Figure, figure_of, flops_of, matrix_rate
 from gemsjax import datasets, disk, methods, personalisation, prepare, runs
 from gemsjax.agents.base import Acting
-from gemsjax.errors import require_choice
+from gemsjax.errors import require, require_choice
 from gemsjax.evaluate import play_users
 from gemsjax.pretrain.gems import Slates, make_pretraining
 from gemsjax.pretrain.matrix_factorisation import Clicks, MFSettings, make_factorisation
@@ -62,7 +63,9 @@ class Arguments:
     sweep_runs: int | None = None
     """Of `--only sweep`: the most runs; by default 8 on CPUs, and as many as memory holds on accelerators."""
     json: Path | None = None
-    """Write machine and figures to this file."""
+    """Write machine and figures to this file, anew after each figure."""
+    add: bool = False
+    """Keep the figures in that file that are not measured now; refused if they are another machine's."""
 
 
 # -- the figures -------------------------------------------------------------------------------------------------------
@@ -258,23 +261,59 @@ def main(arguments: Arguments) -> None:
     console, figures = Console(), available()
     compile_names = {"compile_cold", "compile_warm"}
     for name in arguments.only:
-        require_choice("--only", name, [*figures, *sorted(compile_names), "sweep"])
+        require_choice("--only", name, [*figures, *sorted(compile_names), *_sweep_benchmark.NAMES])
     if arguments.json is not None:  # now, so that a wrong place is not found out at the end
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
     wanted = set(arguments.only) or {*figures, *compile_names}
-    settings = TrainSettings(env=arguments.env)
-    about, measured = machine(), []
+    settings, about = TrainSettings(env=arguments.env), machine()
+    measured: list[Figure] = []
+    kept = earlier(arguments.json, about) if arguments.add else []
+
+    def note(figure: Figure) -> None:
+        measured.append(figure)
+        console.print(f"{figure.name}: {figure.value:,.4g} {figure.unit}")
+        if arguments.json is not None:
+            write(arguments.json, about, kept, measured)
+
     for name, measure in figures.items():
         if name in wanted:
             with console.status(name):
-                measured.append(measure(settings))
-    if "sweep" in wanted:
-        with console.status("sweep"):
-            measured += _sweep_benchmark.figures(settings, arguments.sweep_runs)
+                note(measure(settings))
+    with console.status("sweep"):
+        for figure in _sweep_benchmark.figures(settings, arguments.sweep_runs, wanted):
+            note(figure)
     if wanted & compile_names:
         with console.status("compile_cold, compile_warm"):
-            measured += compile_figures(wanted & compile_names)
-    about["gemm_gflops"] = statistics.median([about["gemm_gflops"], *(figure.gemm_gflops for figure in measured)])
+            for figure in compile_figures(wanted & compile_names):
+                note(figure)
+    _print(console, measured)
+
+
+def earlier(path: Path | None, about: dict[str, Any]) -> list[Figure]:
+    """Figures that an earlier benchmark left in a file.
+
+    Raises:
+      SettingError: no file to add to, or one of another kind of machine.
+    """
+    require(path is not None, "--add", True, "with --json FILE")
+    if path is None or not path.exists():
+        return []
+    held = json.loads(path.read_text(encoding="utf-8"))
+    for fact in ("device", "devices", "jax"):
+        there, here = held["machine"][fact], about[fact]
+        require(there == here, "--add", str(path), f"a file of this machine: {fact} is {there} there and {here} here")
+    return [Figure(**figure) for figure in held["figures"]]
+
+
+def write(path: Path, about: dict[str, Any], kept: list[Figure], measured: list[Figure]) -> None:
+    """Write the machine and all figures; of two of one name, the one measured now."""
+    now = {figure.name: figure for figure in measured}
+    found = [*(figure for figure in kept if figure.name not in now), *measured]
+    rates = [about["gemm_gflops"], *(figure.gemm_gflops for figure in found)]
+    disk.write_json(path, {"machine": about | {"gemm_gflops": statistics.median(rates)}, "figures": found})
+
+
+def _print(console: Console, measured: list[Figure]) -> None:
     table = Table("figure", "median", "slowest to fastest", "unit", "of the floor", "matrix rate, GFLOP/s")
     for f in measured:
         share = "" if f.floor_fraction is None else f"{f.floor_fraction:.1%}"
@@ -282,8 +321,6 @@ def main(arguments: Arguments) -> None:
             f.name, f"{f.value:,.4g}", f"{f.low:,.4g} to {f.high:,.4g}", f.unit, share, f"{f.gemm_gflops:.0f}"
         )
     console.print(table)
-    if arguments.json is not None:
-        disk.write_json(arguments.json, {"machine": about, "figures": measured})
 
 
 if __name__ == "__main__":

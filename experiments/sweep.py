@@ -23,6 +23,7 @@ import sys
 import time
 import types
 import typing
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,8 +34,9 @@ from rich.table import Table
 from experiments._cli import outcome_of, run_cli
 from experiments.train import Method, arguments_of
 from gemsjax import sweep
+from gemsjax.devices import use_precision
 from gemsjax.envs.registry import CONSTANTS
-from gemsjax.errors import require, require_choice
+from gemsjax.errors import require, require_choice, require_count
 from gemsjax.settings import TrainSettings
 from gemsjax.sweep import memory
 from gemsjax.sweep.axes import SIZES, WORLD
@@ -57,15 +59,17 @@ class How:
     layout: str = "auto"
     """mapped (runs one after another), vmapped (side by side), or auto: what is faster on this kind of device."""
     group: int | None = None
-    """Vmapped runs of a device at a time; by default all."""
+    """Vmapped runs of a device at a time; by default all. The last digits of their numbers depend on it."""
     shards: int | None = None
     """Parts with a checkpoint each; by default one a process."""
     checkpoint_minutes: float = 5.0
-    """At least between checkpoints."""
+    """At least between checkpoints, as is ten times what the latest one took: they take a tenth of the time at most."""
     resume: bool = False
     """Continue a sweep."""
     overwrite: bool = False
     """Delete an earlier sweep first."""
+    precision: str = "default"
+    """Of float32 matrix products on accelerators: default (JAX's own), high or highest."""
     dry_run: bool = False
     """Say what the sweep needs, and end."""
     coordinator: str | None = None
@@ -92,6 +96,8 @@ class Export:
     """Replace an earlier run of the same name."""
 
 
+STOPPED, PATIENCE = 130, 20.0
+"""Exit status of a sweep that was told to stop, and seconds that its first process then waits for the others."""
 _UNPREFIXED, _PREFIXED = ("plan", "hypers", "spec"), ("gems", "mf", "pl")
 """Parts of the settings: flags of the first are called by their own name, of the others `--gems.beta`."""
 _WORLD: tuple[str, ...] = (*SIZES, *WORLD)
@@ -208,8 +214,8 @@ def _whole(name: str, value: Any) -> Any:
     return int(value) if whole and not isinstance(value, str) and float(value).is_integer() else value
 
 
-def options(how: How) -> sweep.Options:
-    """What the library takes of a command line."""
+def options(how: How, arguments: Sequence[str] = ()) -> sweep.Options:
+    """What the library takes of a command line; `arguments` is all of it, for the record."""
     return sweep.Options(
         layout=how.layout,
         group=how.group,
@@ -219,16 +225,19 @@ def options(how: How) -> sweep.Options:
         overwrite=how.overwrite,
         pretrained=how.runs,
         data=how.data,
+        command=tuple(arguments),
     )
 
 
-def dry_run(runs: list[sweep.Run], how: How) -> None:
-    """Print what the sweep needs.
+def dry_run(runs: list[sweep.Run], how: How, process: Process = Process()) -> None:  # noqa: B008 - frozen
+    """Print what the sweep needs of each device of one of the processes.
 
     Raises:
       SettingError: it would not fit; the message names what would.
     """
-    most = -(-len(runs) // (how.shards or min(how.processes or 1, len(runs))))
+    shards = min(process.total, len(runs)) if how.shards is None else how.shards
+    require_count("--shards", shards, 1, len(runs))
+    most = -(-len(runs) // shards)
     made = bundle(runs[:most])
     layout = sweep.make_layout(most, how.layout, how.group)
     data = saved_like(made)[1]
@@ -244,23 +253,36 @@ def dry_run(runs: list[sweep.Run], how: How) -> None:
         f"{told['groups_per_device']} a device, {told['empty_places']} empty places"
     )
     console.print(table)
-    limit = "unknown" if found.limit is None else f"{found.limit / 2**20:,.0f} MiB"
     console.print(
-        f"of a device: {found.arguments / 2**20:,.0f} MiB for its runs, {found.temporary / 2**20:,.0f} MiB for the "
-        f"program; there are {limit}"
+        f"total of a device, by XLA's plan: {_mib(found.total)} = {_mib(found.arguments)} of arguments (its runs) + "
+        f"{_mib(found.output)} of output - {_mib(found.alias)} of it in place + {_mib(found.temporary)} temporary; "
+        f"there are {'unknown' if found.limit is None else _mib(found.limit)}"
     )
+    before = memory.pretraining_need(made, layout)
+    if before is not None:
+        console.print(
+            f"before that, to pre-train GeMS (what is not kept already): {_mib(before.total)} of a device = "
+            f"{_mib(before.logged)} of logged data + {_mib(before.state)} a run, and the program's own"
+        )
+        fits = found.limit is None or before.total <= found.limit
+        accepted = "less logged data (--gems.users) or fewer runs, unless all GeMS are kept already"
+        require(fits, "pre-training of GeMS", _mib(before.total), accepted)
     memory.refuse_unless_fits(found, layout, lambda other: memory.need(made, data, other)[0])
 
 
-def main(runs: list[sweep.Run], how: How, process: Process) -> None:
-    """Run a sweep and print its table."""
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
+
+
+def main(runs: list[sweep.Run], how: How, process: Process, arguments: Sequence[str] = ()) -> None:
+    """Run a sweep and print its table; `arguments` are kept in its `sweep.json`."""
     require_choice("--layout", how.layout, ("auto", "mapped", "vmapped"))
     if how.dry_run:
-        return dry_run(runs, how)
-    outcome = sweep.run_sweep(runs, how.out, options(how), process)
+        return dry_run(runs, how, process) if process.rank == 0 else None
+    outcome = sweep.run_sweep(runs, how.out, options(how, arguments), process)
     if outcome.stopped:
         print("stopped; the same command with --resume continues")
-        sys.exit(130)
+        sys.exit(STOPPED)
     if outcome.rows:
         _print(outcome.rows, list(runs[0].values))
         print(f"everything is in {outcome.directory}")
@@ -280,21 +302,39 @@ def export(arguments: Export) -> None:
     print(sweep.export(arguments.sweep, arguments.export, arguments.out, overwrite=arguments.overwrite))
 
 
-def command(arguments: list[str]) -> None:
-    """Whatever the command line asks for."""
+def command(arguments: list[str], stopped: Callable[[], object] | None = None) -> None:
+    """Whatever the command line asks for.
+
+    Args:
+      arguments: of the command line.
+      stopped: called by the first process once a signal has stopped the sweep and its checkpoints are written, for who
+        can put it back into a queue. If it returns, the process ends as it would without.
+    """
     if any(argument.split("=")[0] == "--export" for argument in arguments):
         return export(tyro.cli(Export, args=arguments, prog="python -m experiments.sweep"))
     runs, how = parse(arguments)
-    process = start(how.coordinator, how.processes, how.process, how.heartbeat)
+    use_precision(how.precision)
+    process = Process()
     try:
-        main(runs, how, process)
+        process = _join(how)
+        main(runs, how, process, arguments)
     except BaseException as error:
-        if process.total == 1:
-            raise
-        end_all(process, error)
+        if process.total > 1 and not how.dry_run:
+            end_all(process, error, stopped)
+        if stopped is not None and outcome_of(error)[0] == STOPPED:
+            stopped()
+        raise
 
 
-def end_all(process: Process, error: BaseException) -> None:
+def _join(how: How) -> Process:
+    """Which process this is. A dry run that is only told how many there will be waits for none of them."""
+    if how.dry_run and how.coordinator is None and how.processes is not None:
+        require_count("--processes", how.processes)
+        return Process(0, how.processes)
+    return start(how.coordinator, how.processes, how.process, how.heartbeat)
+
+
+def end_all(process: Process, error: BaseException, stopped: Callable[[], object] | None = None) -> None:
     """End one of several processes, and so all of them.
 
     A process that ends in good order would wait for the others, and they for its results: this one just ends, and
@@ -302,8 +342,12 @@ def end_all(process: Process, error: BaseException) -> None:
     """
     status, says = outcome_of(error)
     print(f"process {process.rank}: {says}", file=sys.stderr, flush=True)
-    if process.rank == 0 and status == 130:
-        time.sleep(20)  # with the first one all end at once: let those who were told to stop finish their checkpoints
+    if process.rank == 0 and status == STOPPED:
+        time.sleep(PATIENCE)  # with the first one all end at once: let those who were told to stop write checkpoints
+        if stopped is not None:
+            stopped()
+    elif status == STOPPED and stopped is not None:
+        time.sleep(4 * PATIENCE)  # with any one all end: let the first one put the sweep back into its queue
     os._exit(status)
 
 

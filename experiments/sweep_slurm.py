@@ -5,15 +5,23 @@
         "--method sac-gems --env focused_topdown diffuse_topdown --seed 1 2 3 4 5 --out sweeps/seeds"
 
 `--line` is a command line of `experiments.sweep`. One process a node, each with all of its GPUs; the processes find
-each other through Slurm, and each drives its shards of the sweep. Directories must be on a disk that all nodes share. A
-job that is signalled before its limit loses what it did since its last checkpoint (`--checkpoint-minutes`, 5 by
-default). Use one shard a node or more, so that the sweep can be continued with another number of nodes.
+each other through Slurm, and each drives its shards of the sweep. Directories must be on a disk that all nodes share.
+Use one shard a node or more, so that the sweep can be continued with another number of nodes.
+
+Before its time limit (and at preemption, where Slurm is told to send it) a job gets submitit's signal and queues itself
+again at once: it loses what it did since its last checkpoint (`--checkpoint-minutes`, 5 by default). Preempted with
+SIGTERM it ends its epoch, writes a checkpoint and then queues itself again, if Slurm's grace time is long enough for
+that. `scancel` sends SIGTERM too; so a job asks `squeue` first, and ends for good unless it still counts as running.
+Written from Slurm's and submitit's documentation and tested with stand-ins for both: no cluster was at hand.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +31,7 @@ import tyro
 from experiments import sweep
 from experiments._cli import run_cli, use_compile_cache
 from gemsjax.devices import use_all_cores
-from gemsjax.errors import SettingError, require_choice, require_count
+from gemsjax.errors import SettingError, require, require_choice, require_count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +68,36 @@ def make_job(line: str) -> Any:
         def __call__(self, line: str) -> None:
             use_all_cores()
             use_compile_cache()
-            sweep.command([*shlex.split(line), "--resume"])
+            given = shlex.split(line)
+            sweep.command([*given, *([] if "--resume" in given else ["--resume"])], stopped=queue_again)
 
     # Refused here, on the machine where a person reads it, rather than hours later on a node.
-    sweep.parse(shlex.split(line))
+    _, how = sweep.parse(shlex.split(line))
+    for flag in ("overwrite", "dry_run"):
+        given = "a line without it: the job adds --resume, so that it goes on after a requeue"
+        require(not getattr(how, flag), f"--{flag.replace('_', '-')}", True, given)
     return Job()
+
+
+def queue_again() -> None:
+    """Put this job, whose sweep was stopped by a signal, back into the queue as submitit does at its own signal.
+
+    Does not return where submitit ends the process; returns if the job was cancelled, or cannot say.
+    """
+    import submitit
+
+    if still_running(os.environ.get("SLURM_JOB_ID", "")):
+        signal.raise_signal(getattr(signal, f"SIG{submitit.JobEnvironment.USR_SIG}"))
+
+
+def still_running(job: str) -> bool:
+    """Whether Slurm counts the job as running: not if it was cancelled, nor where there is no Slurm to ask."""
+    ask = ["squeue", "--noheader", "--format=%T", f"--jobs={job}"]
+    try:
+        told = subprocess.run(ask, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return bool(job) and told.returncode == 0 and told.stdout.split()[:1] == ["RUNNING"]
 
 
 def submit(arguments: Arguments) -> Any:

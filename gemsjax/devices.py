@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AxisType, PartitionSpec
 
+from gemsjax.errors import require_choice
+
 
 def use_all_cores() -> None:
     """Make one CPU device of every core this process may use.
@@ -79,11 +81,31 @@ def spread(play: Callable[..., Any], users: int) -> Spread:
     return Spread(jax.jit(program), padded * len(devices))
 
 
+PRECISIONS = ("default", "high", "highest")
+
+
+def use_precision(precision: str) -> None:
+    """How accelerators multiply float32 matrices in every program that is built from here on.
+
+    On CPUs all are the same. GPUs that have TF32 round factors to it under `default` and `high`, TPUs to bfloat16 under
+    `default`; `highest` is float32 (see `jax.lax.Precision`). For entry points, before anything is compiled.
+
+    Args:
+      precision: one of `PRECISIONS`; `default` leaves JAX's own setting (`JAX_DEFAULT_MATMUL_PRECISION`) as it is.
+
+    Raises:
+      SettingError: another one.
+    """
+    require_choice("--precision", precision, PRECISIONS)
+    if precision != "default":
+        jax.config.update("jax_default_matmul_precision", precision)
+
+
 _PACKAGES = ("gemsjax", "jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")
 
 
 def surroundings() -> dict[str, Any]:
-    """`versions` of the packages that matter, and the `device`: what results should be read with."""
+    """`versions` of the packages that matter, `device` and matmul `precision`: what results should be read with."""
 
     def version(package: str) -> str:
         try:
@@ -93,4 +115,6 @@ def surroundings() -> dict[str, Any]:
 
     device = jax.devices()[0]
     versions = {package: version(package) for package in _PACKAGES}
-    return {"versions": versions, "device": {"platform": device.platform, "kind": device.device_kind}}
+    precision = jax.config.jax_default_matmul_precision or "default"  # type: ignore[attr-defined]
+    about = {"platform": device.platform, "kind": device.device_kind}
+    return {"versions": versions, "device": about, "precision": precision}

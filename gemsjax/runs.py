@@ -97,7 +97,8 @@ def train(
     name = name_of(settings)
     identity = identity_of(settings, world)
     config = dataclasses.asdict(settings)
-    with tracking.RunDirectory(root / name.directory, config, resume=resume, overwrite=overwrite) as directory:
+    target = directory_of(settings, root)
+    with tracking.RunDirectory(target, config, resume=resume, overwrite=overwrite) as directory:
         if directory.resumed:
             _refuse_other(tracking.read_config(directory.path), settings, directory.path)
         driver = _Driver(settings, world, weights, directory.path, identity)
@@ -113,7 +114,7 @@ def train(
 
 def check_directory(settings: TrainSettings, root: Path, *, resume: bool, overwrite: bool) -> None:
     """Raise what `train` would about an earlier run, so that nobody waits for its preparation in vain."""
-    directory = root / name_of(settings).directory
+    directory = directory_of(settings, root)
     if tracking.check_run_directory(directory, resume=resume, overwrite=overwrite) and resume:
         _refuse_other(tracking.read_config(directory), settings, directory)
 
@@ -123,6 +124,27 @@ def name_of(settings: TrainSettings) -> tracking.RunName:
     entry, gems = methods.method(settings.method), settings.gems
     through_gems = (gems.beta, gems.click_weight) if entry.ranker == "gems" else (None, None)
     return tracking.run_name(settings.env, settings.seed, *through_gems, method=entry.directory)
+
+
+def directory_of(settings: TrainSettings, root: Path) -> Path:
+    """Where a run lies or will lie below `root`: by its name, or with a hash behind it, as a sweep may export it."""
+    plain, hashed = directories_of(settings, root)
+    return hashed if hashed.exists() else plain
+
+
+def directories_of(settings: TrainSettings, root: Path) -> tuple[Path, Path]:
+    """A run's directory by its name alone, and with a hash of all its settings (gamma, say) behind the name."""
+    plain = root / name_of(settings).directory
+    return plain, plain.with_name(f"{plain.name}-{checkpoint.config_hash(disk.plain(settings.identity()))[:6]}")
+
+
+def holds_another(directory: Path, settings: TrainSettings) -> bool:
+    """Whether a run of other settings lies in `directory`; not so if nothing does, or nothing that can be read."""
+    try:
+        config = tracking.read_config(directory)
+        return disk.plain(from_config(config).identity()) != disk.plain(settings.identity())
+    except DataError:
+        return False
 
 
 class _Driver:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -18,17 +15,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.sweep import arguments_of_sweep, dry_run, options, parse
-from gemsjax import checkpoint, prepare, runs, sweep
+from experiments import _sweep_benchmark as benchmarks
+from experiments import benchmark
+from experiments._measure import Figure
+from experiments.sweep import arguments_of_sweep, dry_run, parse
+from gemsjax import datasets, prepare, runs, sweep, tracking
+from gemsjax.devices import surroundings, use_precision
 from gemsjax.errors import DataError, SettingError
 from gemsjax.prepare import gems as single
+from gemsjax.pretrain.gems import make_pretraining
 from gemsjax.settings import GeMSSettings, TrainSettings
 from gemsjax.sweep import memory, processes
-from gemsjax.sweep.bundle import bundle, saved_like, stacked, weights_of
+from gemsjax.sweep.bundle import bundle, stacked, weights_of
+from gemsjax.sweep.cadence import Cadence
 from gemsjax.sweep.layout import gather, going, make_layout, over_runs, place
+from gemsjax.sweep.pretraining import data_of, pretrain, programs, share_sets
 from gemsjax.train import Plan
+from gemsjax.types import Dims
 
-ROOT = Path(__file__).resolve().parents[1]
 WORLD = {"num_items": 40, "slate_size": 4, "horizon": 8}
 PLAN = Plan(batch_size=3, replay_capacity=8, warm_up=4, validation_users=4)
 
@@ -67,12 +71,16 @@ def test_a_grid_has_every_combination_and_a_paired_sweep_one_run_a_position():
         ({"gama": [0.1]}, "did you mean 'gamma'"),
         ({"gems.bta": [0.1]}, "did you mean 'gems.beta'"),
         ({"hidden": [16, 32]}, "part of the program"),
+        ({"mf.dim": [8, 16]}, "part of the program"),
         ({"gems.latent_dim": [2, 3]}, "part of the program"),
         ({"env_settings.slate_size": [4, 5]}, "part of the program"),
         ({"batch_size": [4, 5]}, "What may differ: seed, env"),
         ({"seed": []}, "at least one value"),
         ({"seed": 3}, "a list of at least one value"),
         ({"seed": [1, 1]}, "each value once"),
+        ({"env_settings.examination": [[0.9, 0.8, 0.7, 0.6]] * 2}, "each value once"),
+        ({"env_settings.examination": [[0.9, 0.8]]}, "examination"),
+        ({"env_settings.examination": [{"a": 1}]}, "numbers, words, or lists"),
         ({"gamma": [2.0]}, "gamma"),
         ({"env": ["focussed_topdown"]}, "focused_topdown"),
         ({}, "at least one of"),
@@ -82,6 +90,25 @@ def test_a_wrong_axis_is_named_with_what_may_be_swept(axes, says):
     with pytest.raises(SettingError) as caught:
         bundle(sweep.grid(tiny(), axes))
     assert says in str(caught.value)
+
+
+def test_a_table_of_examination_is_a_value_like_others():
+    tables = [[0.9, 0.8, 0.7, 0.6], [0.6, 0.7, 0.8, 0.9]]
+    made = bundle(sweep.grid(tiny(), {"env_settings.examination": tables}))
+    assert [world.params.examination[:, 0].tolist() for world in made.worlds] == [pytest.approx(t) for t in tables]
+
+
+def test_embeddings_of_one_width_may_differ_and_of_several_are_refused():
+    base = TrainSettings("sac-wknn", env_settings={**WORLD, "num_topics": 4}).resolved()
+    base = dataclasses.replace(base, mf=dataclasses.replace(base.mf, dim=8))  # 4 topics of 2 numbers
+    runs_ = sweep.grid(base, {"embeddings": ["mf", "random"], "mf.rate": [1e-3, 1e-4]})
+    assert [run.settings.embeddings for run in bundle(runs_).runs] == ["mf", "mf", "random", "random"]
+    assert runs_[0].settings.mf.rate == 1e-3
+    wide = dataclasses.replace(base, mf=dataclasses.replace(base.mf, dim=9))
+    with pytest.raises(SettingError, match="embeddings of one width"):
+        bundle(sweep.grid(wide, {"embeddings": ["mf", "random"]}))
+    with pytest.raises(SettingError, match="axis of a sweep"):
+        sweep.grid(tiny(), {"mf_rate": [0.1]})
 
 
 def test_paired_lists_must_be_of_one_length_and_runs_distinct():
@@ -117,6 +144,42 @@ def test_the_command_line_makes_the_same_runs_as_the_library():
     }
 
 
+def test_precision_is_recorded_and_misspelt_ones_are_refused():
+    with pytest.raises(SettingError, match="did you mean 'highest'"):
+        use_precision("hihgest")
+    try:
+        use_precision("highest")
+        assert surroundings()["precision"] == "highest"
+    finally:
+        jax.config.update("jax_default_matmul_precision", None)
+
+
+def test_a_series_of_figures_ends_where_memory_does_and_counts_include_the_sixty(capsys):
+    assert benchmarks.counts(8) == [1, 2, 4, 8] and benchmarks.counts(65) == [1, 2, 4, 8, 16, 32, 60, 64, 65]
+
+    def fails(says: str):
+        def measure():
+            raise jax.errors.JaxRuntimeError(says)
+
+        return measure
+
+    assert list(benchmarks.unless_out_of_memory("n", fails("RESOURCE_EXHAUSTED: Out of memory"))) == []
+    assert "n: out of memory" in capsys.readouterr().out
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        list(benchmarks.unless_out_of_memory("n", fails("INTERNAL")))
+
+
+def test_benchmarks_add_to_a_file_of_the_same_machine_only(tmp_path):
+    about, path = {"device": "cpu: x", "devices": 2, "jax": "1", "gemm_gflops": 3.0}, tmp_path / "figures.json"
+    old, new = (Figure("a", value, "s", None, 3.0, value, value) for value in (1.0, 2.0))
+    benchmark.write(path, about, [], [old, dataclasses.replace(old, name="b")])
+    kept = benchmark.earlier(path, about)
+    benchmark.write(path, about, kept, [new])
+    assert [(f.name, f.value) for f in benchmark.earlier(path, about)] == [("b", 1.0), ("a", 2.0)]
+    with pytest.raises(SettingError, match="devices is 2 there and 1 here"):
+        benchmark.earlier(path, about | {"devices": 1})
+
+
 # -- the run axis ------------------------------------------------------------------------------------------------------
 
 
@@ -141,8 +204,9 @@ def test_every_layout_computes_every_run_once_and_skips_what_is_not_active(count
     assert not gather(layout, out)[1].any()
 
 
-def test_the_runs_of_a_device_are_changed_in_place():
-    layout = make_layout(8, "mapped", devices=jax.local_devices()[:1])
+@pytest.mark.parametrize(("kind", "group"), [("mapped", 1), ("vmapped", 2)])
+def test_the_runs_of_a_device_are_changed_in_place(kind, group):
+    layout = make_layout(8, kind, group, devices=jax.local_devices()[:1])
     big = np.zeros((8, 500, 500), np.float32)
 
     def step(data, state, active, rows):
@@ -151,17 +215,36 @@ def test_the_runs_of_a_device_are_changed_in_place():
     program = over_runs(layout, lambda data: jnp.zeros(big.shape[1:]) + data, step)
     data, state = place(layout, np.ones(8, np.float32)), place(layout, big)
     lowered = jax.jit(program.call, donate_argnums=1).lower(data, state, going(layout), jnp.arange(5))
-    assert lowered.compile().memory_analysis().temp_size_in_bytes < 2 * big[0].nbytes
+    planned = lowered.compile().memory_analysis()
+    assert planned.temp_size_in_bytes < (group + 1) * big[0].nbytes and planned.alias_size_in_bytes >= big.nbytes
+
+
+def test_a_group_is_as_large_as_asked_on_any_number_of_devices():
+    device = jax.local_devices()[0]
+    for devices in (1, 2, 8):
+        layout = make_layout(12, "vmapped", 5, devices=[device] * devices)
+        assert (layout.group, layout.places * 1) == (5, 5 * -(-3 // min(devices, 3)) * min(devices, 3))
+    assert make_layout(2, "vmapped", 4).describe()["empty_places"] == 2
 
 
 def test_layouts_say_what_they_are_and_refuse_what_makes_no_sense():
     device = jax.local_devices()[0]
     assert make_layout(5, devices=[device] * 2, kind="mapped").describe()["groups_per_device"] == 3
-    assert make_layout(12, "vmapped", devices=[device] * 8).places == 16
+    assert make_layout(12, "mapped", devices=[device] * 8).places == 16
+    assert make_layout(12, "vmapped", devices=[device] * 8).describe()["devices"] == 6
     assert make_layout(3, devices=[device] * 8).places == 3
     for kind, group in (("pmapped", None), ("mapped", 2), ("vmapped", 0)):
         with pytest.raises(SettingError):
             make_layout(4, kind, group)
+
+
+def test_checkpoints_take_a_tenth_of_the_time_at_most():
+    cadence = Cadence(minutes=1.0, now=100.0)
+    assert not cadence.due(159.0) and cadence.due(160.0)
+    cadence.saved(160.0, 200.0)  # 40 s: the next one 400 s later
+    assert not cadence.due(300.0) and not cadence.due(599.0) and cadence.due(600.0)
+    cadence.saved(600.0, 601.0)
+    assert not cadence.due(660.0) and cadence.due(661.0)
 
 
 # -- sweeps ------------------------------------------------------------------------------------------------------------
@@ -174,7 +257,9 @@ class Done:
         self.root = root
         axes = {"env": ["focused_topdown", "focused_mix"], "seed": [1, 2]}
         self.runs = sweep.grid(tiny(), axes)
-        self.options = sweep.Options(pretrained=root / "runs", data=root / "logs", checkpoint_minutes=0.0)
+        self.options = sweep.Options(
+            pretrained=root / "runs", data=root / "logs", checkpoint_minutes=0.0, command=("--as", "asked")
+        )
         self.outcome = self.run("whole")
 
     def run(self, name: str, of=None, **changes) -> sweep.Outcome:
@@ -183,6 +268,10 @@ class Done:
         return sweep.run_sweep(
             chosen, self.root / name, dataclasses.replace(self.options, **changes), on_epoch=on_epoch
         )
+
+    @functools.cached_property
+    def vmapped(self) -> sweep.Outcome:
+        return self.run("vmapped", layout="vmapped", group=2)
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +285,8 @@ def test_a_sweep_directory_tells_the_whole_story(done):
     assert [run["values"] for run in told["runs"]] == [run.values for run in done.runs]
     (began,) = told["starts"]
     assert {"at", "device", "layout_of_a_shard"} <= began.keys() and began["versions"]["jax"] == jax.__version__
+    assert told["axes"] == {"env": ["focused_topdown", "focused_mix"], "seed": [1, 2]}
+    assert began["command"] == ["--as", "asked"] and began["precision"] == "default"
     with open(directory / "runs.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["env"] for row in rows] == ["focused_topdown"] * 2 + ["focused_mix"] * 2
@@ -232,8 +323,9 @@ def test_a_stopped_sweep_continues_to_the_same_numbers_without_loss(done):
 
 def test_shards_change_nothing_but_where_things_lie(done):
     assert values_of(done.run("shards", shards=2)) == values_of(done.outcome)
-    with pytest.raises(SettingError, match="from 1 to 4"):
-        done.run("too many", shards=5)
+    for shards in (0, 5):
+        with pytest.raises(SettingError, match="from 1 to 4"):
+            done.run("too many", shards=shards)
 
 
 def test_a_run_that_is_no_longer_finite_freezes_alone(done, capsys):
@@ -276,12 +368,39 @@ def test_results_are_of_the_test_that_was_asked_for_and_overwriting_leaves_nothi
 
 
 def test_vmapped_groups_freeze_one_run_of_a_group(done):
-    good = done.run("vmapped", layout="vmapped", group=2)
     hypers = dataclasses.replace(done.runs[1].settings.hypers, gamma=1e38)
     bad = done.runs[1]._replace(settings=dataclasses.replace(done.runs[1].settings, hypers=hypers))
     frozen_one = done.run("vmapped frozen", of=[done.runs[0], bad, *done.runs[2:]], layout="vmapped", group=2)
-    rows, whole = values_of(frozen_one), values_of(good)
+    rows, whole = values_of(frozen_one), values_of(done.vmapped)
     assert rows[1][1].startswith("frozen") and [rows[i] for i in (0, 2, 3)] == [whole[i] for i in (0, 2, 3)]
+
+
+def test_a_sweep_goes_on_in_the_groups_that_it_began_with(done, capsys):
+    layout = {"layout": "vmapped", "group": 2}
+    short = [run._replace(settings=dataclasses.replace(run.settings, steps=6)) for run in done.runs]
+    done.run("groups", of=short, **layout)
+    assert values_of(done.run("groups", resume=True)) == values_of(done.vmapped)
+    assert "note: groups of 2, as the sweep began" in capsys.readouterr().out
+    done.run("groups", resume=True, layout="mapped")
+    assert "groups of 1 from here on, 2 until now" in capsys.readouterr().out
+    starts = json.loads((done.root / "groups" / "sweep.json").read_text())["starts"]
+    assert [start["layout_of_a_shard"]["group"] for start in starts] == [2, 2, 1]
+
+
+def test_runs_that_differ_in_what_a_name_does_not_tell_are_exported_side_by_side(done):
+    base, epoch = tiny(steps=6), {"pretrained": done.options.pretrained}
+    runs_ = sweep.grid(base, {"seed": [1], "gamma": [0.0, 0.8]})
+    done.run("gammas", of=runs_, **epoch)
+    places = [sweep.export(done.root / "gammas", number, done.root / "exported") for number in (0, 1)]
+    assert places[0] != places[1] and all(place.name.startswith("focused_topdown_KL") for place in places)
+    assert [tracking.read_config(place)["hypers"]["gamma"] for place in places] == [0.0, 0.8]
+    assert [runs.directory_of(run.settings, done.root / "exported") for run in runs_] == places
+    # Nor are two sweeps in each other's way.
+    first = sweep.export(done.root / "whole", 0, done.root / "plain")
+    second = sweep.export(done.root / "gammas", 0, done.root / "plain")
+    assert first == done.root / "plain" / runs.name_of(runs_[0].settings).directory != second
+    with pytest.raises(SettingError, match="--overwrite"):
+        sweep.export(done.root / "gammas", 0, done.root / "plain")
 
 
 def test_a_run_exported_is_an_ordinary_run(done):
@@ -312,6 +431,33 @@ def test_weights_pretrained_together_are_those_of_a_single_run(done, tmp_path):
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5)
 
 
+def test_weights_do_not_depend_on_which_are_there_already(done, tmp_path):
+    layout = make_layout(4, "vmapped", 4)
+    made, stop = bundle(done.runs), tracking.StopRequest()
+    kept = lambda root: [single.kept_weights(r.settings, w, root) for r, w in zip(made.runs, made.worlds, strict=True)]  # noqa: E731
+    pretrain(made, tmp_path / "all", done.options.data, layout, stop)
+    pretrain(bundle(done.runs[:3]), tmp_path / "part", done.options.data, layout, stop)
+    pretrain(made, tmp_path / "part", done.options.data, layout, stop)  # only the last one is missing
+    for one, other in zip(
+        jax.tree.leaves(kept(tmp_path / "all")), jax.tree.leaves(kept(tmp_path / "part")), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_no_run_of_a_group_gets_a_copy_of_its_data_set():
+    layout = make_layout(4, "vmapped", 4, devices=jax.local_devices()[:1])
+    spec = tiny().gems.spec
+    sets = [datasets.LoggedSlates(np.zeros((5_000, 8, 4), np.int16), np.zeros((5_000, 8), np.uint16), {})] * 2
+    pretraining = make_pretraining(spec, Dims(40, 4, 8))
+    updates, _ = programs(pretraining, layout)
+    data = data_of(layout, [tiny()] * 4, [0, 1, 0, 1])
+    shared = share_sets(layout, sets)
+    assert shared.slates.shape == (2, 40_000, 4)
+    state = jax.eval_shape(updates.make, data, going(layout))
+    lowered = jax.jit(updates.call).lower(data, state, going(layout), shared, jnp.int32(0), jnp.arange(3))
+    assert lowered.compile().memory_analysis().temp_size_in_bytes < shared.slates.nbytes
+
+
 def test_a_method_without_gems_sweeps_too(tmp_path):
     small = TrainSettings("reinforce-softmax", steps=4, epoch_steps=2, test_users=4, env_settings=WORLD)
     plan = dataclasses.replace(small.resolved().plan, validation_users=3)
@@ -329,10 +475,16 @@ def test_memory_is_counted_by_part_and_too_much_is_refused_with_what_would_fit(d
     found, _ = memory.need(made, data, make_layout(4, "mapped"))
     replay = jax.eval_shape(made.training.init, runs._blank_run(done.runs[0].settings, made.worlds[0])).replay
     assert found.parts["replay"] == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(replay))
-    assert found.arguments == 4 * sum(found.parts.values()) and found.temporary > 0 and found.fits
+    assert 0 <= found.arguments - 4 * sum(found.parts.values()) < 4_096 and found.temporary > 0 and found.fits
+    state = jax.eval_shape(made.training.init, runs._blank_run(done.runs[0].settings, made.worlds[0])).agent
+    size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
+    assert found.parts["networks"] + found.parts["optimiser"] == size(state)
+    assert found.parts["optimiser"] == size(state.optimiser)
+    # The runs' state is changed in place: what is returned besides it are the metrics.
+    assert found.total < found.arguments + found.temporary + 0.1 * found.output + 4_096
 
     def pretend(group: int) -> memory.Need:  # a temporary that grows with the group
-        return found._replace(temporary=group * found.arguments, limit=4 * found.arguments)
+        return found._replace(temporary=group * found.arguments, limit=4 * found.arguments, output=0, alias=0)
 
     layout = make_layout(4, "vmapped", 4)
     with pytest.raises(SettingError, match="at most 3"):
@@ -346,149 +498,10 @@ def test_a_dry_run_prints_and_trains_nothing(done, tmp_path, capsys):
     dry_run(done.runs, how)
     printed = capsys.readouterr().out
     assert "4 runs, 4 at a time on" in printed and "replay" in printed and not (tmp_path / "none").exists()
-
-
-# -- several processes -------------------------------------------------------------------------------------------------
-
-
-def test_processes_are_found_under_slurm_and_kubernetes_and_arguments_go_together(monkeypatch):
-    for name in ("SLURM_NTASKS", "SLURM_PROCID", "KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"):
-        monkeypatch.delenv(name, raising=False)
-    called = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: called.append(args))
-    assert processes.start() == processes.Process(0, 1) and not called
-    with pytest.raises(SettingError, match="all three"):
-        processes.start(coordinator="host:1")
-    with pytest.raises(SettingError, match="HOST:PORT"):
-        processes.start("host", 2, 0)
-    with pytest.raises(SettingError, match="--process"):
-        processes.start("host:1", 2, 2)
-    monkeypatch.setenv("SLURM_NTASKS", "2")
-    monkeypatch.setenv("SLURM_PROCID", "0")
-    processes.start()
-    assert called == [()]
-    assert [processes.share(5, processes.Process(rank, 2)) for rank in (0, 1)] == [[0, 2, 4], [1, 3]]
-
-
-LINE = (
-    "--method sac-gems --env focused_topdown focused_mix --epoch-steps 6 --test-users 8 --batch-size 3 "
-    "--replay-capacity 8 --warm-up 4 --validation-users 4 --hidden 16 --item-dim 4 --belief-width 8 "
-    "--gems.latent-dim 3 --gems.item-dim 4 --gems.hidden 8 --gems.users 40 --gems.epochs 2 --gems.batch-size 32 "
-    "--env-settings.num-items 40 --env-settings.slate-size 4 --env-settings.horizon 8 --checkpoint-minutes 0"
-)
-
-
-def start(devices: int, *command: str) -> subprocess.Popen:
-    """A Python process of its own with so many virtual devices."""
-    environment = os.environ | {
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    }
-    return subprocess.Popen(
-        [sys.executable, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def finish(process: subprocess.Popen) -> str:
-    printed, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, printed
-    return printed
-
-
-def table(directory: Path) -> list[dict]:
-    kept = ("run", "env", "seed", "test", "best_validation", "steps", "status")
-    with open(directory / "runs.csv", newline="") as stream:
-        return [{name: row[name] for name in kept} for row in csv.DictReader(stream)]
-
-
-ON_EIGHT = """
-import sys
-from pathlib import Path
-import jax
-from experiments.sweep import options, parse
-from gemsjax import sweep
-
-root, line = Path(sys.argv[1]), sys.argv[2].split()
-
-def run(name, devices, *more):
-    runs, how = parse([*line, "--runs", str(root / "runs"), "--data", str(root / "logs"), *more])
-    return sweep.run_sweep(runs, root / name, options(how), devices=jax.local_devices()[:devices])
-
-assert len(jax.local_devices()) == 8
-run("eight", 8)
-run("one", 1, "--steps", "6")
-run("one", 8, "--resume")
-"""
-
-
-def test_twelve_runs_on_eight_devices_are_bitwise_those_of_one_device(tmp_path):
-    line = f"{LINE} --seed 1 2 3 4 5 6 --steps 12 --layout vmapped --group 2"
-    finish(start(8, "-c", ON_EIGHT, str(tmp_path), line))
-    assert (
-        json.loads((tmp_path / "eight" / "sweep.json").read_text())["starts"][0]["layout_of_a_shard"]["empty_places"]
-        == 4
-    )
-    # The half way on one device, and the rest on eight: checkpoints do not know how many devices there are.
-    assert table(tmp_path / "one") == table(tmp_path / "eight") and len(table(tmp_path / "one")) == 12
-    states = [checkpoint_arrays(tmp_path / name) for name in ("one", "eight")]
-    assert all(np.array_equal(a, b) for a, b in zip(*states, strict=True))
-
-
-def checkpoint_arrays(directory: Path) -> list[np.ndarray]:
-    """Every number of a sweep's last checkpoint."""
-    made = bundle(sweep.grid(tiny(), {"seed": list(range(1, 7)), "env": ["focused_topdown", "focused_mix"]}))
-    like = saved_like(made)
-    return [np.asarray(x) for x in jax.tree.leaves(checkpoint.restore(directory / "shards/00/checkpoints", like).tree)]
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-@pytest.mark.slow
-def test_two_processes_share_a_sweep_and_survive_the_death_of_one(done, tmp_path):
-    kept = f"--seed 1 2 --runs {done.options.pretrained} --data {done.options.data}"
-    line = f"{LINE} {kept} --steps 120 --out {tmp_path / 'two'} --heartbeat 10"
-
-    def both(*more: str) -> list[subprocess.Popen]:
-        join = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", *more]
-        command = ["-m", "experiments.sweep", *line.split(), *join]
-        return [start(4, *command, "--process", str(rank)) for rank in (0, 1)]
-
-    first, second = both()
-    saved = tmp_path / "two" / "shards" / "01" / "checkpoints"
-    deadline = time.monotonic() + 300
-    while not list(saved.glob("step_*")):
-        assert time.monotonic() < deadline and second.poll() is None, second.communicate()[0]
-        time.sleep(0.05)
-    second.kill()
-    second.wait()
-    first.communicate(timeout=300)  # it ends too: a batch system sees the failure and starts both again
-    assert first.returncode != 0 and not (tmp_path / "two" / "runs.csv").exists()
-    for process in both("--resume"):
-        finish(process)
-    runs_, how = parse(f"{LINE} {kept} --steps 120 --out {tmp_path / 'one'}".split())
-    sweep.run_sweep(runs_, how.out, options(how))
-    assert table(tmp_path / "two") == table(tmp_path / "one")
-
-
-def test_a_slurm_job_resumes_its_sweep_and_bad_lines_are_refused_before_they_are_queued(tmp_path, monkeypatch):
-    submitit = pytest.importorskip("submitit")
-    from experiments import sweep_slurm
-
-    asked = []
-    monkeypatch.setattr(sweep_slurm.sweep, "command", asked.append)
-    line = f"--method sac-gems --seed 1 2 --out {tmp_path / 'sweep'}"
-    job = sweep_slurm.submit(sweep_slurm.Arguments(line, cluster="debug", logs=tmp_path / "slurm"))
-    job.result()
-    assert asked == [[*line.split(), "--resume"]]
-    assert isinstance(sweep_slurm.make_job(line), submitit.helpers.Checkpointable)
-    with pytest.raises(SettingError, match="part of the program"):
-        sweep_slurm.submit(sweep_slurm.Arguments("--method sac-gems --hidden 16 32", cluster="debug"))
-    with pytest.raises(SettingError, match="--nodes"):
-        sweep_slurm.submit(sweep_slurm.Arguments(line, nodes=0, cluster="debug"))
+    assert "optimiser" in printed and "by XLA's plan" in printed and "of logged data" in printed
+    need = memory.pretraining_need(bundle(done.runs), make_layout(4, "mapped"))
+    assert need.logged == 2 * 40 * 8 * (4 * 2 + 2)  # environments, users, turns; items and click bits
+    dry_run(done.runs, how, processes.Process(0, 2))
+    assert "4 runs, 2 at a time on" in capsys.readouterr().out
+    with pytest.raises(SettingError, match="--shards = 0"):
+        dry_run(done.runs, dataclasses.replace(how, shards=0))

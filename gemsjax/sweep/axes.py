@@ -15,14 +15,21 @@ from typing import Any, NamedTuple
 from gemsjax import methods
 from gemsjax.envs.registry import CONSTANTS
 from gemsjax.errors import SettingError, require, require_choice
+from gemsjax.pretrain.matrix_factorisation import MFSettings
 from gemsjax.settings import GeMSSettings, PLSettings, TrainSettings, defaults
 
 Axes = Mapping[str, Sequence[Any]]
 """Values by the name of a setting, `{"seed": [1, 2], "gamma": [0.0, 0.8], "gems.beta": [0.5, 1.0]}`."""
 
 _PLAIN = ("seed", "env", "catalogue")
-DATA = {"gems": ("beta", "click_weight", "rate"), "pl": ("temperature", "penalty")}
-"""Of a ranker's settings, those that are data, by the ranker."""
+_KINDS: dict[str, Any] = {"gems": GeMSSettings, "mf": MFSettings, "pl": PLSettings}
+DATA = {
+    "gems": ("beta", "click_weight", "rate"),
+    "mf": tuple(field.name for field in dataclasses.fields(MFSettings) if field.name != "dim"),
+    "pl": ("temperature", "penalty"),
+}
+"""Of the settings of a ranker, and of its embeddings, those that are data. Embeddings are factorised run by run, so all
+that they need is one width."""
 SIZES = ("num_items", "slate_size", "num_topics", "topic_size", "horizon")
 """Sizes of an environment: one value for all runs of a sweep."""
 WORLD = (*CONSTANTS, "examination", "examination_decay", "examination_first_exponent")
@@ -48,9 +55,11 @@ def sweepable(method: str) -> tuple[str, ...]:
     """
     entry = methods.method(method)
     require(entry.learns, "method", method, f"one that learns: {', '.join(methods.learners())}")
-    ranker = tuple(f"{entry.ranker}.{name}" for name in DATA.get(str(entry.ranker), ()))
+    parts = [str(entry.ranker), *(["mf"] if "mf" in entry.embeddings else [])]
+    weights = tuple(f"{part}.{name}" for part in parts for name in DATA.get(part, ()))
+    embeddings = ("embeddings",) if entry.embeddings else ()
     world = tuple(f"env_settings.{name}" for name in WORLD)
-    return (*_PLAIN, *_hypers(method), *ranker, *world)
+    return (*_PLAIN, *embeddings, *_hypers(method), *weights, *world)
 
 
 def grid(base: TrainSettings, axes: Axes) -> list[Run]:
@@ -90,8 +99,7 @@ def _statics(base: TrainSettings) -> set[str]:
     """Settings that exist but are part of the program, by the names that an axis would have."""
     usual = defaults(base.method, base.variant)
     parts = {field.name for part in ("plan", "spec") for field in dataclasses.fields(usual[part])}
-    kinds = {"gems": GeMSSettings, "pl": PLSettings}
-    rankers = {f"{part}.{field.name}" for part, kind in kinds.items() for field in dataclasses.fields(kind)}
+    rankers = {f"{part}.{field.name}" for part, kind in _KINDS.items() for field in dataclasses.fields(kind)}
     sizes = {f"env_settings.{name}" for name in SIZES}
     return parts | rankers | sizes | {field.name for field in dataclasses.fields(TrainSettings)}
 
@@ -107,11 +115,15 @@ def _check(base: TrainSettings, axes: Axes, distinct: bool = True) -> None:
         require_choice("axis of a sweep", name, accepted)
         several = isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
         require(several, name, values, "a list of at least one value")
-        require(not distinct or len(set(values)) == len(values), name, list(values), "each value once")
+        plain = all(isinstance(value, str | int | float | list | tuple | None) for value in values)
+        require(plain, name, list(values), "a list of numbers, words, or lists of numbers")
+        # Compared one by one: a value may be a list (an examination table), which has no hash.
+        once = all(value not in values[:place] for place, value in enumerate(values))
+        require(not distinct or once, name, list(values), "each value once")
 
 
 def _run(base: TrainSettings, values: dict[str, Any]) -> Run:
-    plain = {name: value for name, value in values.items() if name in _PLAIN}
+    plain = {name: value for name, value in values.items() if name in (*_PLAIN, "embeddings")}
     hypers = {name: value for name, value in values.items() if name in _hypers(base.method)}
     base = base.resolved()
     parts = {name: getattr(base, name) for name in DATA if getattr(base, name) is not None}

@@ -64,7 +64,7 @@ def bundle(runs_of_sweep: Sequence[Run]) -> Bundle:
     """
     worlds = worlds_of(runs_of_sweep)
     first = runs_of_sweep[0].settings
-    same_data = {"seed", "env", "catalogue", "env_settings", "hypers"}
+    same_data = {"seed", "env", "catalogue", "env_settings", "hypers", "embeddings"}
     for run in runs_of_sweep:
         for field in dataclasses.fields(TrainSettings):
             ours, theirs = getattr(first, field.name), getattr(run.settings, field.name)
@@ -74,10 +74,25 @@ def bundle(runs_of_sweep: Sequence[Run]) -> Bundle:
                 raise SettingError(
                     field.name, theirs, f"{ours!r}, as of the sweep's first run: it is part of the program"
                 )
+    _same_weights(runs_of_sweep, worlds)
     env = _common_env([world.env for world in worlds])
     common = worlds[0]._replace(env=env)
     agent = runs.make_agent(first, common, prepare.untrained_weights(first, common))
     return Bundle(tuple(runs_of_sweep), tuple(worlds), env, agent, make_training(env, agent, first.plan))
+
+
+def _same_weights(runs_of_sweep: Sequence[Run], worlds: Sequence[World]) -> None:
+    """Refuse item embeddings of several widths."""
+    shapes: dict[str | None, Any] = {}
+    for run, world in zip(runs_of_sweep, worlds, strict=True):
+        source = run.settings.embeddings
+        if source not in shapes:
+            shapes[source] = jax.tree.map(jnp.shape, prepare.untrained_weights(run.settings, world))
+    first, *others = shapes.items()
+    for source, shape in others:
+        if shape != first[1]:
+            told = f"embeddings of one width; {first[0]!r} has {first[1]}, this {shape}"
+            raise SettingError("embeddings", source, told)
 
 
 def _without(part: Any, names: Sequence[str]) -> dict[str, Any]:
@@ -127,10 +142,11 @@ def stacked(made: Bundle, weights: Weights) -> RunData:
     return _stack([_data(settings, world, weights(settings, world)) for settings, world in pairs])
 
 
-def data_like(made: Bundle) -> RunData:
-    """Shapes of one run's data."""
+def data_like(made: Bundle, runs_: int | None = None) -> RunData:
+    """Shapes of one run's data, or of those of several, [runs_, ...]."""
     data = _data(made.settings, made.worlds[0], prepare.untrained_weights(made.settings, made.worlds[0]))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), data)
+    axis = () if runs_ is None else (runs_,)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*axis, *np.shape(x)), x.dtype), data)
 
 
 def saved_like(made: Bundle) -> tuple[Any, RunData, Any]:

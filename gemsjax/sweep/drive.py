@@ -18,13 +18,14 @@ import numpy as np
 
 from gemsjax import checkpoint, methods, tracking
 from gemsjax.devices import surroundings
-from gemsjax.errors import require
+from gemsjax.errors import require, require_count
 from gemsjax.prepare import has_checkpoints
 from gemsjax.prepare.gems import place_of
 from gemsjax.runs import row_of
 from gemsjax.sweep import files, memory
 from gemsjax.sweep.axes import Run
 from gemsjax.sweep.bundle import Bundle, bundle, identity, program, saved_like, stacked, test, weights_of
+from gemsjax.sweep.cadence import Cadence
 from gemsjax.sweep.layout import Layout, gather, going, make_layout, of_run, place
 from gemsjax.sweep.pretraining import pretrain
 from gemsjax.sweep.processes import WAIT, Process, share, together
@@ -39,12 +40,14 @@ class Options:
     """How a sweep is run; none of it changes which numbers are computed, save `group`, in their last digits.
 
     Attributes:
-      layout, group: see `make_layout`.
+      layout, group: see `make_layout`; a sweep that is continued keeps the group that it has, unless one is asked for.
       shards: parts with a checkpoint each, dealt to the processes; by default one a process.
-      checkpoint_minutes: at least between checkpoints; the last epoch always leaves one.
+      checkpoint_minutes: at least between checkpoints, as is ten times what the latest one took (see `Cadence`); the
+        last epoch, and a signal to stop, always leave one.
       resume, overwrite: what to do with an earlier sweep; refused without either.
       pretrained, data: roots of pre-trained weights and logged data.
       wait: seconds that the first process waits for the others' shards.
+      command: the command line that asked for the sweep, for `sweep.json`; empty if none did.
     """
 
     layout: str = "auto"
@@ -56,6 +59,7 @@ class Options:
     pretrained: Path = Path("runs")
     data: Path = Path("logs")
     wait: float = float(WAIT)
+    command: tuple[str, ...] = ()
 
 
 class Outcome(NamedTuple):
@@ -95,14 +99,19 @@ def run_sweep(
       DataError: another sweep in the directory, or a damaged one.
     """
     made = bundle(runs)  # refuses before anything is written
-    shards = options.shards or min(process.total, len(runs))
-    laid = make_layout(-(-len(runs) // shards), options.layout, options.group, devices)
+    shards = min(process.total, len(runs)) if options.shards is None else options.shards
+    require_count("shards", shards, 1, len(runs))
     dealt: list[list[int]] = []
     if process.rank == 0:
+        laid = _layout(directory, -(-len(runs) // shards), options, devices)
         about = {"layout_of_a_shard": laid.describe(), "processes": process.total, **surroundings()}
+        about |= {"command": options.command} if options.command else {}
         dealt = files.begin(directory, runs, shards, about, resume=options.resume, overwrite=options.overwrite)
     together("the sweep has begun", process)
     dealt = dealt or files.continued(directory, runs)
+    # One size of groups for all shards, be they of unequal length, and for every process.
+    group = files.last_layout(directory)["group"]
+    options = dataclasses.replace(options, layout="auto", group=group)
     for number in share(len(dealt), process):
         mine = [runs[run] for run in dealt[number]]
         driver = _Shard(number, dealt[number], mine, directory, options, devices)
@@ -114,6 +123,25 @@ def run_sweep(
     for number in range(len(dealt)):
         files.wait_for_results(directory, number, target, options.wait)
     return Outcome(directory, files.collect(directory, target), stopped=False)
+
+
+def _layout(directory: Path, most: int, options: Options, devices: Sequence[jax.Device] | None) -> Layout:
+    """Of a shard of `most` runs. One that goes on keeps its group: the last digits of its numbers depend on it."""
+    if not (options.resume and files.index(directory).exists()):
+        return make_layout(most, options.layout, options.group, devices)
+    most = max(len(shard) for shard in files.read(directory)["shards"])
+    asked = make_layout(most, options.layout, options.group, devices)
+    before = files.last_layout(directory)
+    if before["group"] == asked.group:
+        return asked
+    if options.group is None and options.layout in ("auto", before["layout"]):
+        print(f"note: groups of {before['group']}, as the sweep began; on these devices {asked.group} would be usual")
+        return make_layout(most, "auto", before["group"], devices)
+    print(
+        f"note: groups of {asked.group} from here on, {before['group']} until now: the runs' numbers will differ in "
+        "their last digits from those of a sweep that was not stopped"
+    )
+    return asked
 
 
 def target_of(made: Bundle) -> files.Target:
@@ -164,7 +192,7 @@ class _Shard:
 
     def _begin(self, stop: tracking.StopRequest) -> None:
         made, options = self.made, self.options
-        self.saved, self.saved_at = True, time.monotonic()
+        self.saved, self.cadence = True, Cadence(options.checkpoint_minutes)
         like = saved_like(made)
         # Now, not after hours of pre-training: what does not fit is refused.
         need, compiled = memory.need(made, like[1], self.layout)
@@ -231,7 +259,7 @@ class _Shard:
         self.done, self.saved = self.done + length, False
         for row in rows:  # the rows first: a sweep that is killed in between drops them on resuming
             self.log.append(row)
-        if time.monotonic() - self.saved_at >= 60.0 * self.options.checkpoint_minutes:
+        if self.cadence.due():
             self._save()
         return rows
 
@@ -239,9 +267,11 @@ class _Shard:
         """A checkpoint of all runs as one, without the empty places: it restores on any number of devices."""
         if self.saved:
             return
+        started = time.monotonic()
         tree = (*gather(self.layout, (self.state, self.data)), self.frozen_at)
         checkpoint.save(self.checkpoints, tree, step=self.done, config=self.identity)
-        self.saved, self.saved_at = True, time.monotonic()
+        self.saved = True
+        self.cadence.saved(started)
 
     def _test(self) -> Rows:
         rows, last = [], {row["run"]: row for row in tracking.read_metrics(self.directory)}

@@ -6,6 +6,7 @@ Called by `experiments.sweep --export` and notebooks.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ import jax
 from gemsjax import checkpoint, disk, runs, tracking
 from gemsjax.errors import DataError, require_count
 from gemsjax.prepare import identity_of
-from gemsjax.settings import from_config
+from gemsjax.settings import TrainSettings, from_config
 from gemsjax.sweep import files
 from gemsjax.sweep.axes import Run
 from gemsjax.sweep.bundle import bundle, identity, saved_like, with_key
@@ -22,6 +23,9 @@ from gemsjax.sweep.drive import target_of
 
 def export(directory: Path | str, number: int, root: Path | str, *, overwrite: bool = False) -> Path:
     """Write run `number` of the sweep in `directory` below `root`, the root of single runs; returns its directory.
+
+    It has a single run's name, and a hash of its settings behind that where the name alone would not tell it from
+    another run of the sweep, or from one that is already there.
 
     Raises:
       SettingError: no such run, or a run directory that is already there.
@@ -44,7 +48,7 @@ def export(directory: Path | str, number: int, root: Path | str, *, overwrite: b
     (state, data, _), step = saved.tree, saved.step
     run, world = made.runs[place], made.worlds[place]
     config = dataclasses.asdict(run.settings)
-    target = Path(root) / runs.name_of(run.settings).directory
+    target = _target(Path(root), run.settings, [from_config(run["settings"]).resolved() for run in told["runs"]])
     with tracking.RunDirectory(target, config, overwrite=overwrite):
         state, data = jax.tree.map(lambda x: x[place], (state, data))
         tree = (state, with_key(data))
@@ -57,6 +61,13 @@ def export(directory: Path | str, number: int, root: Path | str, *, overwrite: b
         if rows is not None and step == run.settings.steps:
             _result(target, rows, number)
     return target
+
+
+def _target(root: Path, settings: TrainSettings, of_sweep: Sequence[TrainSettings]) -> Path:
+    """Where a run goes, one place for each distinct run; `train --resume` finds both, see `runs.directory_of`."""
+    plain, hashed = runs.directories_of(settings, root)
+    alike = sum(runs.name_of(other).directory == runs.name_of(settings).directory for other in of_sweep)
+    return hashed if alike > 1 or hashed.exists() or runs.holds_another(plain, settings) else plain
 
 
 def _result(target: Path, rows: list[dict], number: int) -> None:

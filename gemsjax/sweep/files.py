@@ -1,6 +1,6 @@
 """What a sweep leaves on disk: one directory that tells the whole story by itself.
 
-    sweep.json           what was asked, each run's settings, which shard holds it, versions and devices
+    sweep.json           what was asked (axes, command lines), each run's settings and shard, versions, devices
     shards/00/           of one process's share: metrics.jsonl, checkpoints/ (all its runs as one), results.json
     runs.csv             one row a run: its values, status, best validation, test return
     metrics.csv          one row a run and epoch
@@ -49,8 +49,7 @@ def begin(
       DataError: another sweep lies there, or one that goes on.
     """
     require(not (resume and overwrite), "--resume with --overwrite", True, "only one of them")
-    started, starts = time.strftime("%Y-%m-%d %H:%M:%S"), []
-    dealt = deal(len(runs), shards)
+    started, starts, dealt = time.strftime("%Y-%m-%d %H:%M:%S"), [], deal(len(runs), shards)
     if index(directory).exists() and not overwrite:
         if not resume:
             flags = "there is a sweep; --resume continues it, --overwrite deletes it"
@@ -65,9 +64,20 @@ def begin(
         {"number": number, "values": run.values, "settings": dataclasses.asdict(run.settings)}
         for number, run in enumerate(runs)
     ]
-    starts = [*starts, {"at": started, **about}]
-    disk.write_json(index(directory), {"format": FORMAT, "starts": starts, "shards": dealt, "runs": listed})
+    asked = {"axes": axes_of(runs), "starts": [*starts, {"at": started, **about}]}
+    disk.write_json(index(directory), {"format": FORMAT, **asked, "shards": dealt, "runs": listed})
     return dealt
+
+
+def axes_of(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """The values of every axis in the order in which they were asked for, each once."""
+    values = {name: [run.values[name] for run in runs] for name in runs[0].values}
+    return {name: [x for place, x in enumerate(all_) if x not in all_[:place]] for name, all_ in values.items()}
+
+
+def last_layout(directory: Path) -> dict[str, Any]:
+    """How the sweep was laid out when it was last started, see `Layout.describe`."""
+    return read(directory)["starts"][-1]["layout_of_a_shard"]
 
 
 def continued(directory: Path, runs: Sequence[Run]) -> list[list[int]]:

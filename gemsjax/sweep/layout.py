@@ -74,6 +74,9 @@ def make_layout(
 ) -> Layout:
     """Lay `runs` out over the local devices.
 
+    A group is as large as asked, whatever the number of devices: numbers depend on its size. Places that are left over
+    are padded, and devices without any group are left out.
+
     Args:
       runs: N.
       kind: `mapped`, `vmapped`, or `auto`: mapped on CPUs, where the batched small products of vmapped runs are slower
@@ -86,15 +89,16 @@ def make_layout(
     """
     require_choice("layout", kind, KINDS)
     require_count("runs", runs)
-    devices = tuple(jax.local_devices() if devices is None else devices)[:runs]
+    devices = tuple(jax.local_devices() if devices is None else devices)
     share = -(-runs // len(devices))
     if group is None:
         usual = "mapped" if devices[0].platform == "cpu" else "vmapped"
         group = 1 if (usual if kind == "auto" else kind) == "mapped" else share
     require_count("group", group)
     require(kind != "mapped" or group == 1, "group", group, "1: mapped runs go one after another (layout vmapped)")
-    group = min(group, share)
-    return Layout(runs, group, -(-share // group), devices)
+    groups = -(-runs // group)
+    devices = devices[:groups]
+    return Layout(runs, group, -(-groups // len(devices)), devices)
 
 
 class Going(NamedTuple):

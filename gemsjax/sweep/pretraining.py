@@ -1,10 +1,12 @@
 """The slate VAEs of many runs, pre-trained as one program; each is kept where a single run looks for its own.
 
+They go in groups of the sweep's size however many are missing, so that weights do not depend on what is there already.
 Called by `drive.py`; runs that act through no GeMS, or whose GeMS is already there, cost nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gemsjax import checkpoint, datasets, disk, methods, prepare, tracking
 from gemsjax.prepare import World, as_arrays, has_checkpoints
@@ -75,33 +78,24 @@ class _Pretraining:
 
     def __init__(self, ones: list[_One], root: Path, data_root: Path, layout: Layout) -> None:
         self.ones, self.gems = ones, ones[0].settings.gems
-        kind = "mapped" if layout.group == 1 else "vmapped"
-        group = None if layout.group == 1 else min(layout.group, len(ones))
-        self.layout = make_layout(len(ones), kind, group, layout.devices)
+        self.layout = layout_of(len(ones), layout)
         self.pretraining: Pretraining = make_pretraining(self.gems.spec, ones[0].world.dims)
         logs = {prepare.log_directory(one.settings, one.world, data_root): one for one in ones}
         logged = [prepare.logged_data(one.settings, one.world, data_root) for one in logs.values()]
         self.config = {"gems": [one.config for one in ones], "datasets": [data.checksum for data in logged]}
         self.directory = root / "GeMS" / f"together-{checkpoint.config_hash(self.config)[:6]}"
-        splits = [tuple(map(prepare.on_device, datasets.split(data))) for data in logged]
-        validation, training = (_stack(parts) for parts in zip(*splits, strict=True))
+        validation, training = zip(*(datasets.split(data) for data in logged), strict=True)
+        self.validation, self.training = (share_sets(self.layout, sets) for sets in (validation, training))
         self.bound = [single.bound_slates(data) for data in logged]
         self.logs = list(logs)
         self.which = [self.logs.index(prepare.log_directory(o.settings, o.world, data_root)) for o in ones]
-        self.validation, self.training = validation, training
 
     def drive(self, stop: tracking.StopRequest) -> frozenset[Path]:
         """All epochs; then the weights of each, where a single run's lie. Returns the directories without any."""
-        begin = lambda data: self.pretraining.init(single.first_key(_key(data)))  # noqa: E731
-        updates, validate = over_runs(self.layout, begin, self._updates), over_runs(self.layout, begin, self._validate)
+        updates, validate = programs(self.pretraining, self.layout)
         self.update = jax.jit(updates.call, donate_argnums=1)
         self.validate = jax.jit(validate.call, donate_argnums=1)
-        data = [
-            Data(np.asarray(jax.random.key_data(single.pretraining_key(one.settings.seed))),  # type: ignore[arg-type]
-                 as_arrays(one.settings.gems.hypers), np.int32(which))  # type: ignore[arg-type]
-            for one, which in zip(self.ones, self.which, strict=True)
-        ]  # fmt: skip
-        self.data = place(self.layout, jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *data))
+        self.data = data_of(self.layout, [one.settings for one in self.ones], self.which)
         with ExitStack() as held:
             for one in self.ones:
                 held.enter_context(tracking.RunDirectory(one.directory, one.config, resume=True))
@@ -162,27 +156,68 @@ class _Pretraining:
             checkpoint.remove(self.directory / "checkpoints")
         return failed
 
-    def _updates(
-        self, data: Data, state: GeMSState, active: Array, training: Slates, epoch: Array, batches: Array
+
+def layout_of(count: int, layout: Layout) -> Layout:
+    """Of `count` pre-trainings: groups as those of the sweep's runs, padded, on the same devices."""
+    return make_layout(count, "auto", layout.group, layout.devices)
+
+
+def programs(pretraining: Pretraining, layout: Layout) -> tuple[Program, Program]:
+    """`pretraining.updates` and `validate` over all, see `over_runs`: shared are the data sets (`share_sets`), and of
+    the updates the epoch [] and the numbers of its batches [m]."""
+
+    def updates(
+        data: Data, state: GeMSState, active: Array, training: Slates, epoch: Array, batches: Array
     ) -> tuple[GeMSState, Any]:
         del active  # who is no longer finite stays so
-        return self.pretraining.updates(state, data.hypers, _key(data), _of(training, data), epoch, batches)
+        return pretraining.updates(state, data.hypers, _key(data), _of(training, data), epoch, batches)
 
-    def _validate(self, data: Data, state: GeMSState, active: Array, validation: Slates) -> tuple[GeMSState, Any]:
+    def validate(data: Data, state: GeMSState, active: Array, validation: Slates) -> tuple[GeMSState, Any]:
         del active
-        return self.pretraining.validate(state, data.hypers, _of(validation, data))
+        return pretraining.validate(state, data.hypers, _of(validation, data))
+
+    begin = lambda data: pretraining.init(single.first_key(_key(data)))  # noqa: E731
+    return over_runs(layout, begin, updates), over_runs(layout, begin, validate)
+
+
+def data_of(layout: Layout, settings: Sequence[TrainSettings], which: Sequence[int]) -> Data:
+    """Data [places, ...] on their devices; `which` of the data sets each learns from."""
+    data = [
+        Data(np.asarray(jax.random.key_data(single.pretraining_key(one.seed))),  # type: ignore[arg-type]
+             as_arrays(one.gems.hypers), np.int32(number))  # type: ignore[arg-type]
+        for one, number in zip(settings, which, strict=True)
+    ]  # fmt: skip
+    return place(layout, jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *data))
+
+
+def share_sets(layout: Layout, sets: Sequence[datasets.LoggedSlates]) -> Slates:
+    """Data sets of one size as flat rows [sets, N, ...], once on every device that works, straight from the host."""
+
+    def shared(columns: list[np.ndarray]) -> Array:
+        flat = np.stack([column.reshape(-1, *column.shape[2:]) for column in columns])
+        return jax.device_put(flat, NamedSharding(layout.mesh, PartitionSpec()))
+
+    return Slates(shared([data.slates for data in sets]), shared([data.clicks for data in sets]))
 
 
 def _key(data: Data) -> Array:
     return jax.random.wrap_key_data(data.key)
 
 
+class _Rows:
+    """One of several arrays [sets, N, ...] as an array [N, ...] that is only read by rows.
+
+    Each row is gathered by (set, row): slicing the set out first would copy all of it for every run of a group.
+    """
+
+    def __init__(self, arrays: Array, number: Array) -> None:
+        self.arrays, self.number = arrays, number
+        self.shape, self.dtype = arrays.shape[1:], arrays.dtype
+
+    def __getitem__(self, rows: Array) -> Array:
+        return self.arrays[self.number, rows]
+
+
 def _of(slates: Slates, data: Data) -> Slates:
-    """The run's own logged data of [sets, N, ...]; a single set is not copied."""
-    if slates.slates.shape[0] == 1:
-        return jax.tree.map(lambda x: x[0], slates)
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, data.dataset, keepdims=False), slates)
-
-
-def _stack(parts: tuple[Slates, ...]) -> Slates:
-    return jax.tree.map(lambda *x: jnp.stack(x), *parts)
+    """The run's own logged data."""
+    return Slates(*(_Rows(column, data.dataset) for column in slates))  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ start the sweep again. Called by `experiments.sweep`, before anything else uses 
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import jax
@@ -38,7 +39,8 @@ def start(
       heartbeat: seconds of silence after which a process counts as dead, and all others end.
 
     Raises:
-      SettingError: only some of the three are given, or a number out of range.
+      SettingError: only some of the three are given, a number out of range, or no package that can ask Kubernetes.
+      OSError: the others were not found, or did not answer.
     """
     # Who is done first waits for the others, however long they take: else all would be ended after five minutes.
     patience: dict[str, Any] = {"heartbeat_timeout_seconds": heartbeat, "shutdown_timeout_seconds": WAIT}
@@ -53,13 +55,23 @@ def start(
             return Process()
         if ":" not in coordinator:
             raise SettingError("--coordinator", coordinator, "HOST:PORT of the first process")
-        jax.distributed.initialize(coordinator, count, number, **patience)
+        _join(coordinator, count, number, **patience)
     elif under_slurm() or under_kubernetes():
-        jax.distributed.initialize(**patience)
+        if not under_slurm() and find_spec("kubernetes") is None:  # JAX would go on alone, with a warning
+            needs = "its package is not installed: pip install 'gemsjax[kubernetes]' (or give --coordinator)"
+            raise SettingError("an indexed job", "kubernetes", needs)
+        _join(**patience)
         _take_all_devices()
     else:
         return Process()
     return Process(jax.process_index(), jax.process_count())
+
+
+def _join(*where: Any, **patience: Any) -> None:
+    try:
+        jax.distributed.initialize(*where, **patience)
+    except (RuntimeError, ValueError) as error:  # what JAX raises where an address, an API or a process does not answer
+        raise OSError(f"jax.distributed did not find the other processes: {error}") from error
 
 
 def _take_all_devices() -> None:
