@@ -40,7 +40,7 @@ class Where:
     track: str = "none"
     """Also log to: tensorboard or wandb."""
     precision: str = "default"
-    """Of float32 matrix products on accelerators: default (JAX's own), high or highest."""
+    """Of float32 matrix products on accelerators: default (JAX's own), high or highest. Continue a run with its own."""
 
 
 def arguments_of(name: str, variant: str) -> type:

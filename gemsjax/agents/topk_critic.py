@@ -5,9 +5,9 @@ the items of a slate. It learns the log's slates by temporal differences,
 
     y_t = clip(r_t + gamma Q'(s'_{t+1}, pi'(s'_{t+1})), -c, c),
 
-with targets Q', pi' and s' that follow slowly, nothing after the last turn that a user was shown
-something in; and its values stand in for the
-rewards that the policy learns from. No gradient of it reaches states or policy. Called by `topk_reinforce`.
+with targets Q', pi' and s' that follow slowly, nothing after the last turn that a user was shown something in; and its
+values stand in for the rewards that the policy learns from. No gradient of it reaches states or policy. Called by
+`topk_reinforce`.
 """
 
 from __future__ import annotations

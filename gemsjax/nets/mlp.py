@@ -23,7 +23,10 @@ def uniform(bound: float) -> nn.initializers.Initializer:
 
 @jax.custom_vjp
 def affine(x: Array, kernel: Array, bias: Array) -> Array:
-    """`x @ kernel + bias`: [..., n], [n, m], [m] -> [..., m], with the kernel's gradient by `outer_sum`."""
+    """`x @ kernel + bias`: [..., n], [n, m], [m] -> [..., m], with the kernel's gradient by `outer_sum`.
+
+    For reverse-mode differentiation only, like whatever has a derivative of its own (`joint` too).
+    """
     return x @ kernel + bias
 
 
@@ -39,7 +42,8 @@ def outer_sum(x: Array, grad: Array) -> Array:
     """Sum over rows of the outer products of `x` [..., n] and `grad` [..., m]: [n, m], a kernel's gradient.
 
     On CPUs the product reads one operand column by column. Columns of rows as long as a power of two share a few places
-    of the cache, which halves the speed, so the other operand is taken for it where it is much narrower.
+    of the cache, which halves the speed, so the other operand is taken for it where it is much narrower (measured on
+    CPUs only).
     """
     x, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
     if x.shape[1] % 64 == 0 and 2 * grad.shape[1] < x.shape[1]:
@@ -80,7 +84,7 @@ class MLP(nn.Module):
 
 @jax.custom_vjp
 def joint(state: Array, action: Array, kernel: Array, bias: Array) -> Array:
-    """`[state, action] @ kernel + bias`: [..., s], [..., a], [s + a, m], [m] -> [..., m]."""
+    """`[state, action] @ kernel + bias`: [..., s], [..., a], [s + a, m], [m] -> [..., m]. Nothing is broadcast."""
     return jnp.concatenate([state, action], axis=-1) @ kernel + bias
 
 
@@ -97,7 +101,7 @@ joint.defvjp(lambda *inputs: (joint(*inputs), inputs[:3]), _joint_backward)
 
 
 class Critic(nn.Module):
-    """Q of a state and an action with one hidden layer: [..., s], [..., a] -> [...].
+    """Q of a state and an action with one hidden layer: [..., s], [..., a] -> [...], the same [...] of both.
 
     The parameters are those of an MLP on [state, action]. `joint` makes one product of the two, and gradients with
     respect to each on its own, so a loss that needs one of them does not pay for the other.

@@ -179,14 +179,15 @@ def vae_loss(
 
 
 _BLOCK = 320
-"""Queries whose logits over a thousand items stay in a core's cache."""
+"""Queries whose logits over a thousand items stay in a core's cache; accelerators take all at once."""
 
 
 @jax.custom_vjp
 def slate_cross_entropy(queries: Array, items: Array, slate: Array) -> Array:
     """-log softmax(query . items) at the shown item: [..., E], [I, E], [...] -> [...]. Items get no gradient.
 
-    With a gradient it is taken beside the value, block by block, while a block's logits are in the cache.
+    With a gradient it is taken beside the value, block by block, while a block's logits are in the cache. For
+    reverse-mode differentiation only.
     """
     return _over_queries(queries, items, slate, gradient=False)
 
@@ -194,24 +195,25 @@ def slate_cross_entropy(queries: Array, items: Array, slate: Array) -> Array:
 def _over_queries(queries: Array, items: Array, slate: Array, gradient: bool) -> Any:
     """The cross-entropies [...] and, if asked for, their gradients with respect to the queries [..., E]."""
     rows = slate.size
+    block = max(1, min(_BLOCK, rows) if jax.default_backend() == "cpu" else rows)
 
-    def blocks(x: Array) -> Array:  # [rows, ...] -> [blocks, _BLOCK, ...], the last one filled up with zeros
-        return jnp.pad(x, ((0, -rows % _BLOCK), *((0, 0),) * (x.ndim - 1))).reshape(-1, _BLOCK, *x.shape[1:])
+    def blocks(x: Array) -> Array:  # [rows, ...] -> [blocks, block, ...], the last one filled up with zeros
+        return jnp.pad(x, ((0, -rows % block), *((0, 0),) * (x.ndim - 1))).reshape(-1, block, *x.shape[1:])
 
     ones = jnp.ones((items.shape[0], 1), items.dtype)
-    # With a column of ones the product with the items sums the weights too.
+    # With a column of ones the product with the items sums the weights too, in full float32 on accelerators as well.
     summed = jnp.concatenate([items, ones], axis=1) if gradient else ones
 
     def one(block: tuple[Array, Array]) -> Any:
         query, shown = block[0], items[block[1]]
         logits = query @ items.T
         largest = logits.max(axis=1)
-        sums = jnp.exp(logits - largest[:, None]) @ summed
+        sums = jnp.matmul(jnp.exp(logits - largest[:, None]), summed, precision=jax.lax.Precision.HIGHEST)
         total = sums[:, -1]
         loss = jnp.log(total) + largest - (query * shown).sum(axis=1)
         return (loss, sums[:, :-1] / total[:, None] - shown) if gradient else loss
 
-    out = jax.lax.map(one, (blocks(queries.reshape(rows, -1)), blocks(slate.reshape(rows))))
+    out = jax.lax.map(one, (blocks(queries.reshape(rows, queries.shape[-1])), blocks(slate.reshape(rows))))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:rows].reshape(*slate.shape, *x.shape[2:]), out)
 
 
