@@ -145,7 +145,7 @@ def read_config(directory: PathLike) -> dict[str, Any]:
 
 
 class MetricsLog:
-    """Rows of scalars, one an epoch: `metrics.jsonl`, flushed to disk row by row, and the same as `metrics.csv`.
+    """Rows of scalars, one an epoch: `metrics.jsonl`, flushed to disk at every call, and the same as `metrics.csv`.
 
     A column that appears later widens the table. NaN and infinities are null, an empty cell in the table.
     """
@@ -162,14 +162,18 @@ class MetricsLog:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row, which has a whole number `step` and otherwise scalars (of Python, NumPy or jax)."""
-        row = plain(row)
-        step = row.get("step")
-        require(
-            isinstance(step, int) and not isinstance(step, bool), "step of a row of metrics", step, "a whole number"
-        )
-        _append(self._rows, json.dumps(row, allow_nan=False) + "\n")
-        if row.keys() <= set(self._columns):
-            _append(self._table, _csv([row], self._columns))
+        self.extend([row])
+
+    def extend(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add several rows, flushed to disk together."""
+        added = [plain(row) for row in rows]
+        for row in added:
+            step = row.get("step")
+            whole = isinstance(step, int) and not isinstance(step, bool)
+            require(whole, "step of a row of metrics", step, "a whole number")
+        _append(self._rows, "".join(json.dumps(row, allow_nan=False) + "\n" for row in added))
+        if all(row.keys() <= set(self._columns) for row in added):
+            _append(self._table, _csv(added, self._columns))
         else:
             self._write_table(read_metrics(self._rows.parent))
 

@@ -181,6 +181,7 @@ def test_numbers_that_are_no_longer_finite_end_it_and_the_last_checkpoint_stays(
 # -- the experiment ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_experiment_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     out, written = tmp_path / "out", tmp_path / "new" / "numbers.json"
     arguments = experiment.Arguments(budget="smoke", variants=("top-K",), out=out, json=written)

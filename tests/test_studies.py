@@ -168,6 +168,7 @@ def test_a_stop_in_the_last_epoch_ends_the_study_after_its_record(home, done, tm
     assert len(asks) == 1 and len(list(arguments.places.records.glob("*.json"))) == 1
 
 
+@pytest.mark.slow
 def test_figures_and_influence_at_smoke(home, done, capsys):
     figure2.main(asked(home, figure2.Arguments, methods=FEW, seeds=(58407201,)))
     says = capsys.readouterr().out

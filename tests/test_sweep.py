@@ -25,7 +25,7 @@ from gemsjax.errors import DataError, SettingError
 from gemsjax.prepare import gems as single
 from gemsjax.pretrain.gems import make_pretraining
 from gemsjax.settings import GeMSSettings, TrainSettings
-from gemsjax.sweep import memory, processes
+from gemsjax.sweep import files, memory, processes
 from gemsjax.sweep.bundle import bundle, stacked, weights_of
 from gemsjax.sweep.cadence import Cadence
 from gemsjax.sweep.layout import gather, going, make_layout, over_runs, place
@@ -341,6 +341,7 @@ def test_a_run_that_is_no_longer_finite_freezes_alone(done, capsys):
     assert "run 1 is frozen" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_may_freeze_after_a_resume_and_is_not_exported(done):
     plan = dataclasses.replace(PLAN, warm_up=8)  # no update in the first epoch, so nothing can go wrong in it
     runs_ = [run._replace(settings=dataclasses.replace(run.settings, plan=plan)) for run in done.runs[:2]]
@@ -358,13 +359,23 @@ def test_a_run_may_freeze_after_a_resume_and_is_not_exported(done):
         done.run("late", of=short, resume=True)
 
 
+@pytest.mark.slow
 def test_results_are_of_the_test_that_was_asked_for_and_overwriting_leaves_nothing(done):
     done.run("again", shards=2)
     more = [run._replace(settings=dataclasses.replace(run.settings, test_users=9)) for run in done.runs]
     assert [row["test_users"] for row in done.run("again", of=more, resume=True).rows] == [9] * 4
+    (done.root / "again" / "runs.csv").write_text("of the sweep before")
     done.run("again", overwrite=True)
     assert not (done.root / "again" / "shards" / "01" / "config.json").exists()
-    assert (done.root / "again" / "runs.csv").exists()
+    assert (done.root / "again" / "runs.csv").read_text() != "of the sweep before"
+
+
+def test_waiting_for_another_process_ends_when_asked_to(done):
+    target = {"steps": 12, "test_users": 10**6, "test_stream": "test"}  # which nobody will ever make
+    waits = functools.partial(files.wait_for_results, done.vmapped.directory, 0, target, 60.0)
+    assert not waits(lambda: True)
+    with pytest.raises(DataError, match="did not finish shard 0"):
+        files.wait_for_results(done.vmapped.directory, 0, target, 0.0)
 
 
 def test_vmapped_groups_freeze_one_run_of_a_group(done):

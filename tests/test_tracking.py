@@ -205,6 +205,16 @@ def test_rows_arrive_in_both_files_at_once(tmp_path):
         log.append({"loss": 1.0})
 
 
+def test_several_rows_arrive_together_or_not_at_all(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.extend([{"step": 10, "run": 0}, {"step": 10, "run": 1}])
+    log.extend([{"step": 20, "run": 0}, {"step": 20, "run": 1, "frozen": "nan"}])
+    with pytest.raises(SettingError, match="step"):
+        log.extend([{"step": 30, "run": 0}, {"run": 1}])
+    assert [(row["step"], row["run"]) for row in read_metrics(tmp_path)] == [(10, 0), (10, 1), (20, 0), (20, 1)]
+    assert [row["frozen"] for row in table(tmp_path)] == ["", "", "", "nan"]
+
+
 def test_resuming_drops_what_will_be_written_again(tmp_path):
     log = MetricsLog(tmp_path)
     for step in (10, 20, 30):

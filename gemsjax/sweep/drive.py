@@ -120,8 +120,10 @@ def run_sweep(
     if process.rank > 0:
         return Outcome(directory, [], stopped=False)
     target = target_of(made)
-    for number in range(len(dealt)):
-        files.wait_for_results(directory, number, target, options.wait)
+    with tracking.StopRequest() as stop:
+        for number in range(len(dealt)):
+            if not files.wait_for_results(directory, number, target, options.wait, lambda: stop.requested):
+                return Outcome(directory, [], stopped=True)
     return Outcome(directory, files.collect(directory, target), stopped=False)
 
 
@@ -134,7 +136,8 @@ def _layout(directory: Path, most: int, options: Options, devices: Sequence[jax.
     before = files.last_layout(directory)
     if before["group"] == asked.group:
         return asked
-    if options.group is None and options.layout in ("auto", before["layout"]):
+    # A group of one is called mapped whatever was asked for, so only that says something against larger ones.
+    if options.group is None and options.layout != "mapped":
         print(f"note: groups of {before['group']}, as the sweep began; on these devices {asked.group} would be usual")
         return make_layout(most, "auto", before["group"], devices)
     print(
@@ -169,7 +172,7 @@ class _Shard:
         self.identity = identity(self.made)
 
     def drive(self, on_epoch: Callable[[int, Rows], object]) -> bool:
-        """Train and test; False if somebody asked to stop. A finished shard is not done again."""
+        """Train and test; False if somebody asked to stop, in the test too. A finished shard is not done again."""
         settings, target = self.settings, target_of(self.made)
         done = checkpoint.latest_step(self.checkpoints) or 0
         require(settings.steps >= done, "steps", settings.steps, f"at least the {done} that the sweep already has")
@@ -188,7 +191,7 @@ class _Shard:
             if self.done < settings.steps and self.going.any():
                 return False
             files.write_results(self.root, self.number, target, self._test())
-        return True
+            return not stop.requested
 
     def _begin(self, stop: tracking.StopRequest) -> None:
         made, options = self.made, self.options
@@ -257,8 +260,7 @@ class _Shard:
                 print(f"\nrun {number} is frozen: {row['frozen']}; the others go on", flush=True)
             rows.append(row)
         self.done, self.saved = self.done + length, False
-        for row in rows:  # the rows first: a sweep that is killed in between drops them on resuming
-            self.log.append(row)
+        self.log.extend(rows)  # the rows first: a sweep that is killed in between drops them on resuming
         if self.cadence.due():
             self._save()
         return rows

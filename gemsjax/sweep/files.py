@@ -16,7 +16,7 @@ import dataclasses
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -164,8 +164,10 @@ def results(directory: Path, number: int, target: Target) -> list[dict[str, Any]
     return found["rows"] if found["of"] == target else None
 
 
-def wait_for_results(directory: Path, number: int, target: Target, seconds: float) -> None:
-    """Wait until another process has finished its shard.
+def wait_for_results(
+    directory: Path, number: int, target: Target, seconds: float, stop: Callable[[], bool] = lambda: False
+) -> bool:
+    """Wait until another process has finished its shard, or until `stop()`: False then.
 
     Raises:
       DataError: it did not in time.
@@ -174,7 +176,10 @@ def wait_for_results(directory: Path, number: int, target: Target, seconds: floa
     while results(directory, number, target) is None:
         if time.monotonic() > deadline:
             raise DataError(f"{directory}: another process did not finish shard {number} within {seconds:.0f} s")
+        if stop():
+            return False
         time.sleep(0.2)
+    return True
 
 
 def collect(directory: Path, target: Target) -> list[dict[str, Any]]:
