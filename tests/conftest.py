@@ -10,19 +10,29 @@ import subprocess
 import sys
 from pathlib import Path
 
-_FAST = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+_FAST = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_use_fusion_emitters=false",
+)
 _PROBE = "import jax; jax.devices('cpu')"
 
 
 def _flags_that_xla_knows() -> str:
-    """The flags of `_FAST` that this XLA accepts; at one that it does not know it aborts, hence a process for each."""
-    before, known = os.environ.get("XLA_FLAGS", ""), ""
+    """The flags of `_FAST` that this XLA accepts; at one that it does not know it aborts, hence processes for that."""
+    before = os.environ.get("XLA_FLAGS", "")
+
+    def accepts(flags: str) -> bool:
+        environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        return not subprocess.run([sys.executable, "-c", _PROBE], env=environment, capture_output=True).returncode
+
+    together = " ".join((before, *_FAST)).strip()
+    if accepts(together):
+        return together
+    known = before
     for flag in _FAST:
-        tried = f"{known} {flag}"
-        environment = os.environ | {"XLA_FLAGS": f"{before} {tried}", "JAX_PLATFORMS": "cpu"}
-        if not subprocess.run([sys.executable, "-c", _PROBE], env=environment, capture_output=True).returncode:
-            known = tried
-    return f"{before} {known}".strip()
+        known = f"{known} {flag}" if accepts(f"{known} {flag}") else known
+    return known.strip()
 
 
 # Worker processes inherit the variable of the process that starts them.
@@ -33,3 +43,11 @@ import jax  # noqa: E402
 
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).resolve().parents[1] / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+_LONGEST = ("test_sweep.py", "test_runs.py", "test_experiments.py", "test_studies.py")
+"""Files that no worker should begin last; a file's tests stay with one worker."""
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """Begin with the longest files."""
+    items.sort(key=lambda item: item.path.name not in _LONGEST)

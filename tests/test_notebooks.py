@@ -112,6 +112,7 @@ def kernel_of_these_tests(tmp_path, monkeypatch):
     monkeypatch.setenv("GEMSJAX_NOTEBOOK_SMOKE", "1")
 
 
+@pytest.mark.optimised
 @every_notebook
 def test_it_runs_from_start_to_end(path, tmp_path, kernel_of_these_tests):
     working_directory = tmp_path / "here"

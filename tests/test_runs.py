@@ -324,7 +324,7 @@ def test_resuming_another_configuration_is_refused_by_name(world, weights, whole
     assert (whole.directory / "config.json").read_text() == config
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_killed_process_resumes_to_the_same_result(sent, whole, home, tmp_path):
     """The real command, ended from outside after its first epoch. Its flags name the GeMS of the uninterrupted run."""
     shutil.copytree(home / "GeMS", tmp_path / "GeMS")

@@ -372,10 +372,10 @@ def test_results_are_of_the_test_that_was_asked_for_and_overwriting_leaves_nothi
 
 def test_waiting_for_another_process_ends_when_asked_to(done):
     target = {"steps": 12, "test_users": 10**6, "test_stream": "test"}  # which nobody will ever make
-    waits = functools.partial(files.wait_for_results, done.vmapped.directory, 0, target, 60.0)
+    waits = functools.partial(files.wait_for_results, done.outcome.directory, 0, target, 60.0)
     assert not waits(lambda: True)
     with pytest.raises(DataError, match="did not finish shard 0"):
-        files.wait_for_results(done.vmapped.directory, 0, target, 0.0)
+        files.wait_for_results(done.outcome.directory, 0, target, 0.0)
 
 
 def test_vmapped_groups_freeze_one_run_of_a_group(done):
