@@ -115,7 +115,9 @@ run("resumed", 8, "--resume")
 
 
 @pytest.mark.optimised
-@pytest.mark.parametrize(("layout", "empty"), [("mapped", 4), ("vmapped --group 5", 3)])
+@pytest.mark.parametrize(
+    ("layout", "empty"), [("mapped", 4), pytest.param("vmapped --group 5", 3, marks=pytest.mark.slow)]
+)
 def test_twelve_runs_on_eight_devices_are_bitwise_those_of_one_device(tmp_path, layout, empty):
     fully = not os.environ.get("XLA_FLAGS", "").count("optimization_level=0")
     if layout != "mapped" and not fully:
