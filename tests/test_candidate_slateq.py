@@ -288,7 +288,9 @@ def rows_from(batch, number, **changes):
     """The batch with these fields of row `number` changed."""
     new = {}
     for name, value in changes.items():
-        new[name] = jax.tree.map(lambda x, v=value: x.at[number].set(v), getattr(batch, name))
+        new[name] = jax.tree.map(
+            lambda x, v=value: x.at[number].set(jnp.asarray(v).astype(x.dtype)), getattr(batch, name)
+        )
     return dataclasses.replace(batch, **new)
 
 
@@ -298,7 +300,7 @@ def test_rows_that_do_not_teach_change_nothing(learn, batch, name):
     first_five = jax.tree.map(lambda x: jnp.concatenate([x[:5], x[:1] * 0]), batch)
     expected, metrics = learn(name, dataclasses.replace(first_five, valid=jnp.arange(B) < 5))
     assert float(metrics["taught"]) == pytest.approx(5 / 6) and float(metrics["loss"]) > 0
-    wrong = [{"valid": False}, {"reward": jnp.nan}, {"reward": jnp.inf}, {"slate": 7}, {"slate": -1}]
+    wrong = [{"valid": False}, {"reward": jnp.nan}, {"reward": jnp.inf}, {"slate": 7}, {"slate": -1}, {"seen": jnp.nan}]
     if name != "full":
         wrong += [{"clicks": True}, {"clicks": False}]
     for changes in wrong:

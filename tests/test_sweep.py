@@ -486,9 +486,7 @@ def test_memory_is_counted_by_part_and_too_much_is_refused_with_what_would_fit(d
     found, _ = memory.need(made, data, make_layout(4, "mapped"))
     replay = jax.eval_shape(made.training.init, runs._blank_run(done.runs[0].settings, made.worlds[0])).replay
     assert found.parts["replay"] == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(replay))
-    # XLA counts keys and numbers of steps too, and with newer versions of JAX leaves out what no run reads.
-    total = 4 * sum(found.parts.values())
-    assert -0.02 * total <= found.arguments - total < 4_096 and found.temporary > 0 and found.fits
+    assert 0 <= found.arguments - 4 * sum(found.parts.values()) < 4_096 and found.temporary > 0 and found.fits
     state = jax.eval_shape(made.training.init, runs._blank_run(done.runs[0].settings, made.worlds[0])).agent
     size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
     assert found.parts["networks"] + found.parts["optimiser"] == size(state)

@@ -222,7 +222,11 @@ class _Learner:
         inside = (clicked >= 0) & (clicked < self.dims.candidates)
         teaches = batch.valid & (batch.clicks.sum(axis=1) == 1) & inside & jnp.isfinite(target)
         docs = jax.vmap(lambda docs, place: docs[place])(batch.seen.docs, jnp.where(inside, clicked, 0))
-        q = jax.vmap(lambda user, doc: self.q(params, user, doc[None])[0])(batch.seen.user, docs)
+        # What is no number teaches nothing, and does not reach the network, whose gradients it would spoil.
+        users = batch.seen.user
+        teaches &= jnp.isfinite(docs).all(axis=1) & jnp.isfinite(users).all(axis=1)
+        users, docs = (jnp.where(teaches[:, None], x, 0.0) for x in (users, docs))
+        q = jax.vmap(lambda user, doc: self.q(params, user, doc[None])[0])(users, docs)
         error = q - jax.lax.stop_gradient(jnp.where(teaches, target, 0.0))
         mean_q = jnp.where(teaches, q, 0.0).sum() / jnp.maximum(teaches.sum(), 1)
         return mean_square(error, teaches), {"q": mean_q, "taught": teaches.mean()}

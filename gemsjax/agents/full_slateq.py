@@ -65,7 +65,12 @@ def make_full_slateq(spec: CandidateSpec, dims: CandidateDims, _model: ChoiceMod
         target = batch.reward + hypers.gamma * jnp.where(batch.terminated, 0.0, values)
         same = (batch.slate[:, None, :] == slates).all(axis=2)
         teaches = batch.valid & same.any(axis=1) & jnp.isfinite(target)
-        found = jnp.where(same, jax.vmap(lambda seen: q(params, seen))(batch.seen), 0.0).sum(axis=1)
+        # What is no number teaches nothing, and does not reach the network, whose gradients it would spoil.
+        user, docs, available = batch.seen.user, batch.seen.docs, batch.seen.available
+        teaches &= jnp.isfinite(user).all(axis=1) & (jnp.isfinite(docs).all(axis=2) | ~available).all(axis=1)
+        user, docs = jnp.where(teaches[:, None], user, 0.0), jnp.where(teaches[:, None, None], docs, 0.0)
+        values = jax.vmap(lambda seen: q(params, seen))(batch.seen._replace(user=user, docs=docs))
+        found = jnp.where(same, values, 0.0).sum(axis=1)
         error = found - jax.lax.stop_gradient(jnp.where(teaches, target, 0.0))
         mean_q = jnp.where(teaches, found, 0.0).sum() / jnp.maximum(teaches.sum(), 1)
         return mean_square(error, teaches), {"q": mean_q, "taught": teaches.mean()}

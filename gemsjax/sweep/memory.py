@@ -67,7 +67,9 @@ def need(made: Bundle, data: RunData, layout: Layout, limit: int | None = None) 
     state = jax.eval_shape(call.make, like, going(layout))
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.sharding), state)
     numbers = jax.ShapeDtypeStruct((min(settings.epoch_steps, settings.steps),), jnp.int32)
-    compiled = jax.jit(call.call, donate_argnums=1).lower(like, state, going(layout), numbers).compile()
+    # Inputs that no run reads are held all the same, so they count; some versions of JAX would leave them out.
+    kept = jax.jit(call.call, donate_argnums=1, keep_unused=True)
+    compiled = kept.lower(like, state, going(layout), numbers).compile()
     share = layout.places // len(layout.devices)
     parts = {name: size // layout.places for name, size in _parts(state, like).items()}
     planned = compiled.memory_analysis()
