@@ -73,39 +73,34 @@ def turns(batch: Episode) -> Episode:
 
 
 class Unrolled(NamedTuple):
-    """Beliefs and policy over a batch, with the way back of their gradients.
+    """Both beliefs over a batch, with the way back of their gradients.
 
     Attributes:
       actor, critic: [H, B, belief width] states.
-      outputs: [H, B, n] the policy network's raw outputs on the actor's states.
-      pull: `(gradient of outputs, gradient of the critic's states) -> gradients by part` of policy and both beliefs.
+      pull: `(gradient of the actor's states, of the critic's) -> gradients by part` of both beliefs.
     """
 
     actor: Array
     critic: Array
-    outputs: Array
     pull: Callable[[Array, Array], dict[str, Params]]
 
 
 def unroll(networks: Networks, params: Any, observation: Observation) -> Unrolled:
-    """Both beliefs and the policy over time-major observations [H, B].
+    """Both beliefs over time-major observations [H, B].
 
-    One scan forward for both beliefs, one backward: the losses give gradients with respect to the states. The policy's
-    outputs serve the next actions of the target and, unchanged, the policy loss.
+    One scan forward for both, one backward: the losses give gradients with respect to the states.
     """
     (actor, critic), pull_beliefs = jax.vjp(
         lambda actor, critic: networks.belief.unroll((actor, critic), observation),
         params.actor_belief,
         params.critic_belief,
     )
-    outputs, pull_policy = jax.vjp(networks.outputs, params.policy, actor)
 
-    def pull(by_outputs: Array, by_critic_states: Array) -> dict[str, Params]:
-        policy, by_actor_states = pull_policy(by_outputs)
-        actor_belief, critic_belief = pull_beliefs((by_actor_states, by_critic_states))
-        return {"policy": policy, "actor_belief": actor_belief, "critic_belief": critic_belief}
+    def pull(by_actor: Array, by_critic: Array) -> dict[str, Params]:
+        actor_belief, critic_belief = pull_beliefs((by_actor, by_critic))
+        return {"actor_belief": actor_belief, "critic_belief": critic_belief}
 
-    return Unrolled(actor, critic, outputs, pull)
+    return Unrolled(actor, critic, pull)
 
 
 def discounted(reward: Array, gamma: Array, next_value: Array) -> Array:

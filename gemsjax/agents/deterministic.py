@@ -8,6 +8,7 @@ shifted by a turn; targets are kept of the critics and of the policy network.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from gemsjax.agents.actor_critic import Networks, inside
 from gemsjax.agents.base import Acting, Agent, Choice, Policy
 from gemsjax.belief import make_gru
 from gemsjax.errors import require, require_count
+from gemsjax.maths.blocks import gradients_over_turns, over_turns
 from gemsjax.maths.optimise import adam_init
 from gemsjax.maths.randomness import normal
 from gemsjax.nets.mlp import MLP, Critic
@@ -165,27 +167,33 @@ def _update(
     batch = actor_critic.turns(batch)
     unrolled = actor_critic.unroll(networks, params, batch.observation)
 
-    squashed = jnp.tanh(networks.outputs(state.target_policy, unrolled.actor[1:]))
-    if rule.smooth:
-        disturbance = jnp.clip(hypers.smoothing * noise, -hypers.smoothing_clip, hypers.smoothing_clip)
-        squashed = jnp.clip(squashed + disturbance, -1.0, 1.0)
-    next_q = networks.q_values(state.target_critics, unrolled.critic[1:], inside(box, squashed))
-    target = actor_critic.discounted(batch.reward, hypers.gamma, jnp.stack(next_q).min(axis=0))
-    (loss_q, mean_q), (critics_grad, critic_states_grad) = jax.value_and_grad(
-        actor_critic.critic_loss, (1, 2), has_aux=True
-    )(networks, params.critics, unrolled.critic, batch.action, target)
+    def next_value(actor: Array, critic: Array, noise: Any) -> Array:
+        squashed = jnp.tanh(networks.outputs(state.target_policy, actor))
+        if rule.smooth:
+            disturbance = jnp.clip(hypers.smoothing * noise, -hypers.smoothing_clip, hypers.smoothing_clip)
+            squashed = jnp.clip(squashed + disturbance, -1.0, 1.0)
+        return jnp.stack(networks.q_values(state.target_critics, critic, inside(box, squashed))).min(axis=0)
+
+    next_q = over_turns(next_value, unrolled.actor[1:], unrolled.critic[1:], noise)
+    target = actor_critic.discounted(batch.reward, hypers.gamma, next_q)
+    (loss_q, mean_q), (critics_grad, critic_states_grad) = gradients_over_turns(
+        partial(actor_critic.critic_loss, networks), params.critics, unrolled.critic, batch.action, target
+    )
     rates = {"critics": hypers.critic_rate, "critic_belief": hypers.critic_rate}
     rates |= {"policy": hypers.actor_rate, "actor_belief": hypers.actor_rate}
     of_critics, of_critics_moments = actor_critic.step_parts(params, moments, {"critics": critics_grad}, rates)
 
-    def policy_loss(outputs: Array) -> Array:
+    def policy_loss(policy: Params, states: Array, critic_states: Array) -> tuple[Array, tuple[()]]:
         """The actor raises the first critic, already updated."""
+        outputs = networks.outputs(policy, states)
         action = inside(box, jnp.tanh(outputs))
-        gain = jnp.mean(networks.q_values(of_critics["critics"][:1], unrolled.critic, action)[0])
-        return hypers.saturation_cost * jnp.mean(jnp.square(outputs)) - gain
+        gain = jnp.mean(networks.q_values(of_critics["critics"][:1], critic_states, action)[0])
+        return hypers.saturation_cost * jnp.mean(jnp.square(outputs)) - gain, ()
 
-    loss_pi, outputs_grad = jax.value_and_grad(policy_loss)(unrolled.outputs)
-    gradients = unrolled.pull(outputs_grad, critic_states_grad)
+    (loss_pi, _), (policy_grad, actor_states_grad) = gradients_over_turns(
+        policy_loss, params.policy, unrolled.actor, unrolled.critic
+    )
+    gradients = unrolled.pull(actor_states_grad, critic_states_grad) | {"policy": policy_grad}
     others, others_moments = actor_critic.step_parts(params, moments, gradients, rates)
     new = DeterministicParams(**of_critics, **others)
     updates, metrics = state.updates + 1, {"critic_loss": loss_q, "policy_loss": loss_pi, "q": mean_q}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from gemsjax.agents.actor_critic import inside as _inside
 from gemsjax.agents.base import Acting, Agent, Choice, Policy
 from gemsjax.belief import make_gru
 from gemsjax.errors import require_count
+from gemsjax.maths.blocks import gradients_over_turns, over_turns
 from gemsjax.maths.distributions import SquashedGaussian
 from gemsjax.maths.optimise import adam_init, adam_step
 from gemsjax.maths.randomness import normal
@@ -241,16 +243,24 @@ def _update(
     unrolled = actor_critic.unroll(networks, params, batch.observation)
 
     target = _target(networks, means, acting, box, unrolled, batch.reward, noise.next_action)
-    (loss_q, mean_q), (critics_grad, critic_states_grad) = jax.value_and_grad(
-        actor_critic.critic_loss, (1, 2), has_aux=True
-    )(networks, params.critics, unrolled.critic, means.taken(acting.weights, batch), target)
+    (loss_q, mean_q), (critics_grad, critic_states_grad) = gradients_over_turns(
+        partial(actor_critic.critic_loss, networks),
+        params.critics,
+        unrolled.critic,
+        means.taken(acting.weights, batch),
+        target,
+    )
     critics, critics_moments = adam_step(params.critics, critics_grad, moments.critics, hypers.critic_rate)
 
-    (loss_pi, mean_log_prob), outputs_grad = jax.value_and_grad(_policy_loss, 1, has_aux=True)(
-        networks, unrolled.outputs, critics, unrolled.critic, state.alpha, box, noise.action
+    (loss_pi, mean_log_prob), (policy_grad, actor_states_grad) = gradients_over_turns(
+        partial(_policy_loss, networks, critics, state.alpha, box),
+        params.policy,
+        unrolled.actor,
+        unrolled.critic,
+        noise.action,
     )
     loss_alpha = -jnp.exp(params.log_alpha) * (mean_log_prob + hypers.entropy_target * means.action_dim)
-    gradients = unrolled.pull(outputs_grad, critic_states_grad)
+    gradients = unrolled.pull(actor_states_grad, critic_states_grad) | {"policy": policy_grad}
     gradients["log_alpha"] = loss_alpha  # the loss is its own derivative in log alpha
     rates = {
         "actor_belief": hypers.actor_rate,
@@ -286,23 +296,29 @@ def _target(
     noise: Array,
 ) -> Array:
     """What the critics should say, [H, B]: reward, and the discounted soft value of the next turn."""
-    state = acting.state
-    squashed, log_prob = networks.split(unrolled.outputs[1:]).sample_and_log_prob(noise)
-    judged = means.judged(acting, (unrolled.actor[1:], unrolled.critic[1:]), _inside(box, squashed))
-    next_q = jnp.minimum(*networks.q_values(state.targets, unrolled.critic[1:], judged))
+    state, actor, critic = acting.state, unrolled.actor[1:], unrolled.critic[1:]
+
+    def least(states: Array, judged: Array) -> Array:
+        return jnp.minimum(*networks.q_values(state.targets, states, judged))
+
+    # Of all turns, so that XLA sees what the policy loss computes as well and does it once.
+    outputs = over_turns(partial(networks.outputs, state.params.policy), unrolled.actor)
+    squashed, log_prob = networks.split(outputs[1:]).sample_and_log_prob(noise)
+    next_q = over_turns(least, critic, means.judged(acting, (actor, critic), _inside(box, squashed)))
     return actor_critic.discounted(reward, acting.hypers.gamma, next_q - state.alpha * log_prob)
 
 
 def _policy_loss(
     networks: _Networks,
-    outputs: Array,
     critics: tuple[Params, Params],
-    critic_states: Array,
     alpha: Array,
     box: Box,
+    policy: Params,
+    states: Array,
+    critic_states: Array,
     noise: Array,
 ) -> tuple[Array, Array]:
     """Mean of alpha * log-probability - Q of a fresh action; and the mean log-probability."""
-    squashed, log_prob = networks.split(outputs).sample_and_log_prob(noise)
+    squashed, log_prob = networks.gaussian(policy, states).sample_and_log_prob(noise)
     q = jnp.minimum(*networks.q_values(critics, critic_states, _inside(box, squashed)))
     return jnp.mean(alpha * log_prob - q), jnp.mean(log_prob)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gemsjax.nets.mlp import uniform
+from gemsjax.nets.mlp import affine, uniform
 from gemsjax.types import Array, Observation, Params
 
 
@@ -57,7 +57,7 @@ def features(item_embeddings: Array, observation: Observation) -> Array:
 
 def project(params: Params, observation: Observation) -> Array:
     """The inputs' share of the gates' pre-activations: [..., K] -> [..., 3 * hidden]."""
-    return features(params["item_embeddings"], observation) @ params["input_kernel"] + params["input_bias"]
+    return affine(features(params["item_embeddings"], observation), params["input_kernel"], params["input_bias"])
 
 
 def unroll(beliefs: Sequence[Params], observation: Observation) -> tuple[Array, ...]:

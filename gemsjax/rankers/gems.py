@@ -7,6 +7,7 @@ from flax import struct
 from gemsjax.maths.slates import best_item
 from gemsjax.nets.gems import SlateVAE
 from gemsjax.rankers import Ranker
+from gemsjax.rankers.items import by_dimension
 from gemsjax.types import Array, Params
 
 
@@ -29,8 +30,7 @@ def make_gems_ranker(vae: SlateVAE) -> Ranker:
 
     def decode(weights: GeMSWeights, action: Array) -> Array:
         queries, _ = vae.apply({"params": weights.params}, action, method=SlateVAE.decode)
-        logits = queries @ weights.params["item_embeddings"].T
-        return best_item(logits)
+        return best_item(queries @ by_dimension(weights.params["item_embeddings"]))
 
     def box(weights: GeMSWeights) -> tuple[Array, Array]:
         return weights.centre, weights.scale

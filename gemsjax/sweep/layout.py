@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gemsjax.errors import require, require_choice, require_count
+from gemsjax.maths.blocks import one_core
 from gemsjax.types import Array
 
 KINDS = ("auto", "mapped", "vmapped")
@@ -191,7 +192,11 @@ def _of_group(function: Callable[..., Any], split_arguments: int, group: int) ->
         inner = [jax.tree.map(lambda x: x[0], tree) for tree in given[:split_arguments]]
         return jax.tree.map(lambda x: x[None], function(*inner, *given[split_arguments:]))
 
-    return single if group == 1 else side_by_side
+    def on_its_core(*given: Any) -> Any:
+        with one_core():  # whatever the number of devices, on which no number may depend
+            return (single if group == 1 else side_by_side)(*given)
+
+    return on_its_core
 
 
 def place(layout: Layout, tree: Any) -> Any:
