@@ -45,6 +45,7 @@ from gemsjax.pretrain.gems import Slates, make_pretraining
 from gemsjax.pretrain.matrix_factorisation import Clicks, MFSettings, make_factorisation
 from gemsjax.rollout import turn_numbers
 from gemsjax.settings import GeMSSettings, TrainSettings
+from gemsjax.shares import everywhere, together
 from gemsjax.train import Run, make_training
 from gemsjax.types import Key
 
@@ -181,14 +182,19 @@ def train(method: str, settings: TrainSettings) -> Figure:
     settings = TrainSettings(method=method, env=settings.env, plan=plan).resolved()
     world, count = prepare.world_of(settings), 40
     weights = prepare.untrained_weights(settings, world)
-    training = make_training(world.env, runs.make_agent(settings, world, weights), plan)
+    agent = runs.make_agent(settings, world, weights)
+    training, devices = make_training(world.env, agent, plan), runs.sharers_of(agent, plan)
     run = Run(jax.random.key(0), prepare.as_arrays(settings.hypers), weights, world.params)
-    held = {"state": jax.jit(training.init)(run), "done": 0}
-    compiled = jax.jit(training.steps, donate_argnums=1).lower(run, held["state"], jnp.arange(count)).compile()
-    flops = flops_of(compiled)
+    state, numbers = jax.jit(training.init)(run), jnp.arange(count)
+    whole = jax.jit(training.steps, donate_argnums=1).lower(run, state, numbers)
+    run, state, numbers = everywhere(devices, (run, state, numbers))
+    compiled = jax.jit(together(devices, training.steps), donate_argnums=1).lower(run, state, numbers).compile()
+    # XLA counts one device's operations, and those of one block: the floor is that of the program in one piece.
+    flops = flops_of(compiled if len(devices) == 1 else whole.compile())
+    held = {"state": state, "done": 0}
 
     def call() -> Any:
-        held["state"], metrics = compiled(run, held["state"], jnp.arange(count) + held["done"])
+        held["state"], metrics = compiled(run, held["state"], everywhere(devices, jnp.arange(count) + held["done"]))
         held["done"] += count
         return metrics
 

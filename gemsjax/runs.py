@@ -28,7 +28,8 @@ from gemsjax.rankers import items
 from gemsjax.rankers.gems import make_gems_ranker
 from gemsjax.rankers.plackett_luce import make_plackett_luce_ranker
 from gemsjax.settings import TrainSettings, from_config
-from gemsjax.train import Run, TrainState, make_training
+from gemsjax.shares import everywhere, sharers, together
+from gemsjax.train import Plan, Run, TrainState, make_training
 
 
 class Outcome(NamedTuple):
@@ -65,6 +66,11 @@ def make_agent(settings: TrainSettings, world: World, weights: Any = ()) -> Agen
     elif entry.knows_simulator:
         means = make_click_model(world.env)
     return entry.agent(settings.spec, world.dims, means)
+
+
+def sharers_of(agent: Agent, plan: Plan) -> tuple[jax.Device, ...]:
+    """The devices that train an agent together."""
+    return sharers(plan.batch_size if agent.shares else 1)
 
 
 def train(
@@ -163,6 +169,8 @@ class _Driver:
             (self.state, self.run), self.done, _ = checkpoint.restore(self.checkpoints, like, config=identity)
         else:
             self.state, self.done = jax.jit(self.training.init)(self.run), 0
+        self.devices = sharers_of(self.agent, settings.plan)
+        self.run, self.state = everywhere(self.devices, (self.run, self.state))
         accepted = f"at least the {self.done} that the run in {directory} already has"
         require(settings.steps >= self.done, "steps", settings.steps, accepted)
         self.log = tracking.MetricsLog(directory)
@@ -192,14 +200,14 @@ class _Driver:
 
     def _compile(self, length: int) -> Any:
         started = time.perf_counter()
-        numbers = jax.ShapeDtypeStruct((length,), jnp.int32)
-        program = jax.jit(self.training.epoch, donate_argnums=1).lower(self.run, self.state, numbers).compile()
+        numbers, epoch = everywhere(self.devices, jnp.arange(length)), together(self.devices, self.training.epoch)
+        program = jax.jit(epoch, donate_argnums=1).lower(self.run, self.state, numbers).compile()
         self.seconds["compile"] += time.perf_counter() - started
         return program
 
     def _epoch(self, program: Any, length: int) -> dict[str, float]:
         started = time.perf_counter()
-        numbers = jnp.arange(self.done, self.done + length, dtype=jnp.int32)
+        numbers = everywhere(self.devices, jnp.arange(self.done, self.done + length, dtype=jnp.int32))
         state, metrics = program(self.run, self.state, numbers)
         per_step, validation, finite = jax.tree.map(np.asarray, metrics)
         self.seconds["train"] += time.perf_counter() - started
@@ -217,9 +225,12 @@ class _Driver:
 
     def _test(self) -> Evaluation:
         started = time.perf_counter()
-        acting = Acting(self.state.best_agent, self.run.hypers, self.run.weights)
+        acting, params = jax.tree.map(
+            lambda x: jnp.asarray(np.asarray(x)),  # on one device
+            (Acting(self.state.best_agent, self.run.hypers, self.run.weights), self.run.env_params),
+        )
         users, stream = self.settings.test_users, self.settings.test_stream
-        tested = evaluate(self.world.env, self.agent.greedy, self.run.env_params, acting, users, stream)
+        tested = evaluate(self.world.env, self.agent.greedy, params, acting, users, stream)
         self.seconds["test"] += time.perf_counter() - started
         result = table_row(self.settings.env, self.settings.method, tested)
         result |= {

@@ -20,6 +20,7 @@ from gemsjax.errors import require, require_count
 from gemsjax.evaluate import numbered_users, user_keys
 from gemsjax.replay import Replay, ReplayState, make_replay
 from gemsjax.rollout import episodes, returns
+from gemsjax.shares import count, gathered, own
 from gemsjax.types import Array, Dims, Episode, Key, Metrics
 
 
@@ -162,7 +163,10 @@ class _Loop:
         state, metrics = self.steps(run, state, numbers)
         acting = Acting(state.agent, run.hypers, run.weights)
         users = user_keys("validation", self.plan.validation_users)
-        validation = returns(self.env, self.agent.greedy, users, run.env_params, acting)
+        if self.plan.validation_users % count() == 0:
+            validation = gathered(returns(self.env, self.agent.greedy, own(users), run.env_params, acting))
+        else:
+            validation = returns(self.env, self.agent.greedy, users, run.env_params, acting)
         better = validation.mean() > state.best_return
         best_agent = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.agent, state.best_agent)
         best_return = jnp.maximum(validation.mean(), state.best_return)
@@ -175,7 +179,7 @@ class _Loop:
 
     def _learn(self, acting: Acting, stored: ReplayState, keys: Key) -> tuple[AgentState, Metrics]:
         """One update; `keys` [2] are those of the sample and of the noise."""
-        batch = self.replay.sample(stored, keys[0])
+        batch = own(self.replay.sample(stored, keys[0]))
         noise = self.agent.draw_update(keys[1], self.plan.batch_size)
         return self.agent.update(acting, batch, noise)
 

@@ -16,7 +16,15 @@ NAMES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuff
 # Each row may import the rows above it (and its own).
 LAYERS = [
     ("gemsjax.errors", "gemsjax.types", "gemsjax.clock", "gemsjax.devices", "gemsjax.disk"),
-    ("gemsjax.envs", "gemsjax.maths", "gemsjax.nets", "gemsjax.replay", "gemsjax.checkpoint", "gemsjax.tracking"),
+    (
+        "gemsjax.envs",
+        "gemsjax.maths",
+        "gemsjax.nets",
+        "gemsjax.replay",
+        "gemsjax.shares",
+        "gemsjax.checkpoint",
+        "gemsjax.tracking",
+    ),
     ("gemsjax.personalisation", "gemsjax.ranking", "gemsjax.on_policy"),
     ("gemsjax.belief", "gemsjax.rankers"),
     ("gemsjax.agents",),

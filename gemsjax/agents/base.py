@@ -67,6 +67,8 @@ class Agent(NamedTuple):
       greedy: policy that is evaluated.
       draw_update: `(key, batch size) -> noise` of one update.
       update: `(acting, batch of episodes or transitions [B], noise) -> (state, metrics)`.
+      shares: whether several devices may share an update: it averages over the devices what is a mean over the batch,
+        and draws noise for its own share only (see `shares.py`).
     """
 
     init: Callable[[Key, Hypers], AgentState]
@@ -74,3 +76,4 @@ class Agent(NamedTuple):
     greedy: Policy
     draw_update: Callable[[Key, int], Noise]
     update: Callable[[Acting, Any, Noise], tuple[AgentState, Metrics]]
+    shares: bool = False

@@ -25,6 +25,7 @@ from gemsjax.maths.optimise import adam_init
 from gemsjax.maths.randomness import normal
 from gemsjax.nets.mlp import MLP, Critic
 from gemsjax.rankers import Ranker
+from gemsjax.shares import averaged, normal_of_episodes
 from gemsjax.types import Array, Dims, Episode, Key, Metrics, Observation, Params
 
 
@@ -148,7 +149,7 @@ def make_deterministic(spec: DeterministicSpec, dims: Dims, ranker: Ranker, rule
         return Choice(ranker.decode(acting.weights, action), action), memory
 
     def draw_update(key: Key, batch: int) -> Array | tuple[()]:
-        return jax.random.normal(key, (dims.horizon - 1, batch, ranker.action_dim)) if rule.smooth else ()
+        return normal_of_episodes(key, batch, (dims.horizon - 1, ranker.action_dim)) if rule.smooth else ()
 
     return Agent(
         init=init,
@@ -156,6 +157,7 @@ def make_deterministic(spec: DeterministicSpec, dims: Dims, ranker: Ranker, rule
         greedy=Policy(belief.start, greedy),
         draw_update=draw_update,
         update=lambda acting, batch, noise: _update(networks, ranker, rule, acting, batch, noise),
+        shares=True,
     )
 
 
@@ -179,6 +181,7 @@ def _update(
     (loss_q, mean_q), (critics_grad, critic_states_grad) = gradients_over_turns(
         partial(actor_critic.critic_loss, networks), params.critics, unrolled.critic, batch.action, target
     )
+    loss_q, mean_q, critics_grad = averaged((loss_q, mean_q, critics_grad))
     rates = {"critics": hypers.critic_rate, "critic_belief": hypers.critic_rate}
     rates |= {"policy": hypers.actor_rate, "actor_belief": hypers.actor_rate}
     of_critics, of_critics_moments = actor_critic.step_parts(params, moments, {"critics": critics_grad}, rates)
@@ -194,6 +197,7 @@ def _update(
         policy_loss, params.policy, unrolled.actor, unrolled.critic
     )
     gradients = unrolled.pull(actor_states_grad, critic_states_grad) | {"policy": policy_grad}
+    loss_pi, gradients = averaged((loss_pi, gradients))
     others, others_moments = actor_critic.step_parts(params, moments, gradients, rates)
     new = DeterministicParams(**of_critics, **others)
     updates, metrics = state.updates + 1, {"critic_loss": loss_q, "policy_loss": loss_pi, "q": mean_q}

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 
@@ -29,6 +28,7 @@ from gemsjax.maths.optimise import adam_init, adam_step
 from gemsjax.maths.randomness import normal
 from gemsjax.nets.mlp import MLP, Critic
 from gemsjax.rankers import Ranker
+from gemsjax.shares import averaged, normal_of_episodes
 from gemsjax.types import Array, Dims, Episode, Key, Metrics, Observation, Params
 
 
@@ -198,7 +198,7 @@ def make_soft(spec: SACSpec, dims: Dims, means: Means) -> Agent:
         return means.choose(acting, memory, _inside(means.box(acting.weights), gaussian.mode())), memory
 
     def draw_update(key: Key, batch: int) -> SACNoise:
-        noise = jax.random.normal(key, (2 * dims.horizon - 1, batch, means.action_dim))
+        noise = normal_of_episodes(key, batch, (2 * dims.horizon - 1, means.action_dim))
         return SACNoise(noise[: dims.horizon - 1], noise[dims.horizon - 1 :])
 
     return Agent(
@@ -207,6 +207,7 @@ def make_soft(spec: SACSpec, dims: Dims, means: Means) -> Agent:
         greedy=Policy(start, greedy),
         draw_update=draw_update,
         update=lambda acting, batch, noise: _update(networks, means, acting, batch, noise),
+        shares=True,
     )
 
 
@@ -250,6 +251,7 @@ def _update(
         means.taken(acting.weights, batch),
         target,
     )
+    loss_q, mean_q, critics_grad = averaged((loss_q, mean_q, critics_grad))
     critics, critics_moments = adam_step(params.critics, critics_grad, moments.critics, hypers.critic_rate)
 
     (loss_pi, mean_log_prob), (policy_grad, actor_states_grad) = gradients_over_turns(
@@ -259,8 +261,9 @@ def _update(
         unrolled.critic,
         noise.action,
     )
-    loss_alpha = -jnp.exp(params.log_alpha) * (mean_log_prob + hypers.entropy_target * means.action_dim)
     gradients = unrolled.pull(actor_states_grad, critic_states_grad) | {"policy": policy_grad}
+    loss_pi, mean_log_prob, gradients = averaged((loss_pi, mean_log_prob, gradients))
+    loss_alpha = -jnp.exp(params.log_alpha) * (mean_log_prob + hypers.entropy_target * means.action_dim)
     gradients["log_alpha"] = loss_alpha  # the loss is its own derivative in log alpha
     rates = {
         "actor_belief": hypers.actor_rate,

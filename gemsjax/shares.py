@@ -1,0 +1,106 @@
+"""One update by several devices, each with a share of the batch: cores of a CPU that one small update leaves idle.
+
+Every device holds everything and runs the same program on its share of the rows; what is a mean over the batch is then
+averaged over the devices, so all go on with the same numbers. Drivers of single runs use `sharers`, `everywhere` and
+`together`; agents, pretrain/ and training loops `own`, `averaged` and `gathered`, which do nothing outside `together`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gemsjax.maths.blocks import one_core
+from gemsjax.types import Array, Key
+
+Tree = TypeVar("Tree")
+AXIS = "shares"
+_count: ContextVar[int] = ContextVar("shares", default=1)
+
+
+def sharers(batch: int) -> tuple[jax.Device, ...]:
+    """Who shares each update on `batch` rows: on CPUs as many devices as divide it, else the default one alone."""
+    devices = jax.local_devices()
+    if devices[0].platform != "cpu":
+        return (devices[0],)
+    return tuple(devices[: max(n for n in range(1, len(devices) + 1) if batch % n == 0)])
+
+
+def together(devices: Sequence[jax.Device], function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(*inputs)`, run by all `devices` on the same inputs, which lie on each of them (see `everywhere`).
+
+    One device alone calls `function` as it is.
+    """
+    if len(devices) == 1:
+        return function
+
+    def program(*inputs: Any) -> Any:
+        # Arrays of keys cannot be handed over by every version of JAX, plain numbers can.
+        is_key = jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key), inputs)
+        plain = jax.tree.map(lambda x, key: jax.random.key_data(x) if key else x, inputs, is_key)
+
+        def of_one(plain: Any) -> Any:
+            token = _count.set(len(devices))
+            try:
+                with one_core():
+                    return function(*jax.tree.map(_with_key, plain, is_key))
+            finally:
+                _count.reset(token)
+
+        same = PartitionSpec()
+        return jax.shard_map(of_one, mesh=_mesh(devices), in_specs=same, out_specs=same, check_vma=False)(plain)
+
+    return program
+
+
+def everywhere(devices: Sequence[jax.Device], tree: Tree) -> Tree:
+    """Arrays on each of the devices that go on together; of one device alone, as they are."""
+    return tree if len(devices) == 1 else jax.device_put(tree, NamedSharding(_mesh(devices), PartitionSpec()))
+
+
+def _mesh(devices: Sequence[jax.Device]) -> Mesh:
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def _with_key(x: Array, key: bool) -> Array:
+    return jax.random.wrap_key_data(x) if key else x
+
+
+def count() -> int:
+    """How many devices share what is being traced; 1 outside."""
+    return _count.get()
+
+
+def own(tree: Tree, axis: int = 0) -> Tree:
+    """This device's equal share of every leaf along `axis`, whose length the number of devices divides."""
+    shares = count()
+    if shares == 1:
+        return tree
+    number = jax.lax.axis_index(AXIS)
+
+    def cut(x: Array) -> Array:
+        size = x.shape[axis] // shares
+        return jax.lax.dynamic_slice_in_dim(x, number * size, size, axis)
+
+    return jax.tree.map(cut, tree)
+
+
+def averaged(tree: Tree) -> Tree:
+    """The mean over the devices: of means over equal shares it is the mean over the batch."""
+    return tree if count() == 1 else jax.lax.pmean(tree, AXIS)
+
+
+def gathered(values: Array) -> Array:
+    """All devices' shares of the first axis, in order."""
+    return values if count() == 1 else jax.lax.all_gather(values, AXIS, tiled=True)
+
+
+def normal_of_episodes(key: Key, batch: int, shape: tuple[int, int]) -> Array:
+    """Standard normal numbers, time-major: [H, batch, A] for `shape` [H, A], or this device's share of the batch."""
+    keys = own(jax.random.split(key, batch))
+    return jax.vmap(lambda key: jax.random.normal(key, shape), out_axes=1)(keys)
