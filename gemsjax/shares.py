@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gemsjax.maths.blocks import one_core
@@ -92,7 +93,10 @@ def own(tree: Tree, axis: int = 0) -> Tree:
 
 def averaged(tree: Tree) -> Tree:
     """The mean over the devices: of means over equal shares it is the mean over the batch."""
-    return tree if count() == 1 else jax.lax.pmean(tree, AXIS)
+    if count() == 1:
+        return tree
+    flat, shaped = ravel_pytree(tree)  # devices meet once for each array
+    return shaped(jax.lax.pmean(flat, AXIS))
 
 
 def gathered(values: Array) -> Array:
