@@ -45,7 +45,7 @@ from gemsjax.pretrain.gems import Slates, make_pretraining
 from gemsjax.pretrain.matrix_factorisation import Clicks, MFSettings, make_factorisation
 from gemsjax.rollout import turn_numbers
 from gemsjax.settings import GeMSSettings, TrainSettings
-from gemsjax.shares import everywhere, together
+from gemsjax.shares import everywhere, sharers, together
 from gemsjax.train import Run, make_training
 from gemsjax.types import Key
 
@@ -121,8 +121,9 @@ def gems_pretraining(settings: TrainSettings) -> Figure:
     data = Slates(jnp.asarray(slates), jnp.asarray(rng.random(slates.shape) < 0.1))
     state, hypers = jax.jit(pretraining.init)(jax.random.key(0)), prepare.as_arrays(gems.hypers)
     inputs = (state, hypers, jax.random.key(0), data, jnp.int32(0), jnp.arange(batches))
-    compiled = jax.jit(pretraining.updates).lower(*inputs).compile()
-    flops = flops_of(compiled)
+    flops, devices = flops_of(jax.jit(pretraining.updates).lower(*inputs).compile()), sharers(gems.batch_size)
+    inputs = everywhere(devices, inputs)
+    compiled = jax.jit(together(devices, pretraining.updates)).lower(*inputs).compile()
     return figure_of(
         "gems_pretraining", "batches/s", batches, flops * batches if flops else None, lambda: compiled(*inputs)
     )

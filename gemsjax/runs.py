@@ -28,7 +28,7 @@ from gemsjax.rankers import items
 from gemsjax.rankers.gems import make_gems_ranker
 from gemsjax.rankers.plackett_luce import make_plackett_luce_ranker
 from gemsjax.settings import TrainSettings, from_config
-from gemsjax.shares import everywhere, sharers, together
+from gemsjax.shares import everywhere, on_one, sharers, together
 from gemsjax.train import Plan, Run, TrainState, make_training
 
 
@@ -225,8 +225,7 @@ class _Driver:
 
     def _test(self) -> Evaluation:
         started = time.perf_counter()
-        acting, params = jax.tree.map(
-            lambda x: jnp.asarray(np.asarray(x)),  # on one device
+        acting, params = on_one(
             (Acting(self.state.best_agent, self.run.hypers, self.run.weights), self.run.env_params),
         )
         users, stream = self.settings.test_users, self.settings.test_stream

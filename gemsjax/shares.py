@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -62,6 +63,11 @@ def together(devices: Sequence[jax.Device], function: Callable[..., Any]) -> Cal
 def everywhere(devices: Sequence[jax.Device], tree: Tree) -> Tree:
     """Arrays on each of the devices that go on together; of one device alone, as they are."""
     return tree if len(devices) == 1 else jax.device_put(tree, NamedSharding(_mesh(devices), PartitionSpec()))
+
+
+def on_one(tree: Tree) -> Tree:
+    """Arrays of `everywhere` on the default device alone, for what other devices than these go on with."""
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
 
 
 def _mesh(devices: Sequence[jax.Device]) -> Mesh:

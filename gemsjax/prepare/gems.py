@@ -19,6 +19,7 @@ from gemsjax.prepare.common import World, as_arrays, has_checkpoints, items_dige
 from gemsjax.pretrain.gems import GeMSState, Pretraining, Slates, make_pretraining
 from gemsjax.rankers.gems import GeMSWeights
 from gemsjax.settings import GeMSSettings, TrainSettings
+from gemsjax.shares import everywhere, on_one, sharers, together
 
 BOUND_USERS = 1_000
 """Logged users whose latent codes span the action box (published implementation)."""
@@ -89,12 +90,13 @@ def _pretrain(
     data: datasets.LoggedSlates,
     stop: tracking.StopRequest,
 ) -> GeMSWeights:
-    validation, training = (on_device(part) for part in datasets.split(data))
+    devices = sharers(gems.batch_size)
+    validation, training = (everywhere(devices, on_device(part)) for part in datasets.split(data))
     config = config | {"dataset": data.checksum}
-    key, hypers = pretraining_key(seed), as_arrays(gems.hypers)
-    updates = jax.jit(pretraining.updates, donate_argnums=0)
-    validate = jax.jit(pretraining.validate, donate_argnums=0)
-    state, done = _resume_pretraining(pretraining, key, directory, config)
+    updates = jax.jit(together(devices, pretraining.updates), donate_argnums=0)
+    validate = jax.jit(together(devices, pretraining.validate), donate_argnums=0)
+    state, done = _resume_pretraining(pretraining, pretraining_key(seed), directory, config)
+    state, key, hypers = everywhere(devices, (state, pretraining_key(seed), as_arrays(gems.hypers)))
     log = tracking.MetricsLog(directory)
     log.truncate(done + 1)
     batches = training.slates.shape[0] // gems.batch_size
@@ -103,7 +105,8 @@ def _pretrain(
         for epoch in range(done, gems.epochs):
             losses: list[dict[str, np.ndarray]] = []
             for piece in pieces:
-                state, metrics = updates(state, hypers, key, training, jnp.int32(epoch), piece)
+                numbers = everywhere(devices, (jnp.int32(epoch), jnp.asarray(piece)))
+                state, metrics = updates(state, hypers, key, training, *numbers)
                 losses.append(jax.tree.map(np.asarray, metrics))
                 require_finite(losses[-1], epoch * batches + int(piece[0]), "batch", directory)
                 progress.update(epoch * batches + int(piece[-1]) + 1, {"loss": losses[-1]["loss"].mean()})
@@ -114,7 +117,7 @@ def _pretrain(
             means = {name: float(np.concatenate([piece[name] for piece in losses]).mean()) for name in losses[0]}
             log.append({"step": epoch + 1, **means, **{f"validation_{k}": float(v) for k, v in validated.items()}})
             checkpoint.save(directory / "checkpoints", state, step=epoch + 1, config=config)
-    return jax.jit(pretraining.bounds)(state.best_params, bound_slates(data))
+    return jax.jit(pretraining.bounds)(on_one(state.best_params), bound_slates(data))
 
 
 def pretraining_key(seed: int) -> jax.Array:

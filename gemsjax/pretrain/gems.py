@@ -21,6 +21,7 @@ from gemsjax.maths.optimise import AdamState, adam_init, adam_step
 from gemsjax.maths.shuffle import shuffled
 from gemsjax.nets.gems import SlateVAE
 from gemsjax.rankers.gems import GeMSWeights
+from gemsjax.shares import averaged, count, own
 from gemsjax.types import Array, Dims, Key, Metrics, Observation, Params
 
 NOISES = ("deviation", "variance")
@@ -114,7 +115,7 @@ def make_pretraining(spec: GeMSSpec, dims: Dims) -> Pretraining:
 
     def update(state: GeMSState, hypers: GeMSHypers, batch: Observation, noise: Array) -> tuple[GeMSState, Metrics]:
         loss = lambda params: vae_loss(vae, params, hypers, batch, noise, spec.noise)  # noqa: E731
-        gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
+        gradients, metrics = averaged(jax.grad(loss, has_aux=True)(state.params))
         params, moments = adam_step(state.params, gradients, state.moments, hypers.rate)
         return dataclasses.replace(state, params=params, moments=moments), metrics
 
@@ -127,7 +128,7 @@ def make_pretraining(spec: GeMSSpec, dims: Dims) -> Pretraining:
             rows = batch * spec.batch_size + jnp.arange(spec.batch_size)
             rows = shuffled(rows, data.slates.shape[0], order_key) if spec.shuffle else rows
             noise = jax.random.normal(jax.random.fold_in(noise_key, batch), (spec.batch_size, spec.latent_dim))
-            return update(state, hypers, observe(data, rows, dims), noise)
+            return update(state, hypers, observe(data, own(rows), dims), own(noise))
 
         return jax.lax.scan(one, state, batches)
 
@@ -135,7 +136,7 @@ def make_pretraining(spec: GeMSSpec, dims: Dims) -> Pretraining:
         def losses(rows: Array) -> Metrics:
             return vae_loss(vae, state.params, hypers, observe(data, rows, dims), None, spec.noise)[1]
 
-        metrics = _mean_over_blocks(losses, data.slates.shape[0])
+        metrics = _mean_over_blocks(losses, data.slates.shape[0], _VALIDATION_BLOCK)
         better = metrics["loss"] < state.best_loss
         best_params = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.params, state.best_params)
         return dataclasses.replace(
@@ -232,14 +233,22 @@ def action_bounds(vae: SlateVAE, params: Params, logged: Observation) -> GeMSWei
     return GeMSWeights(params, (low + high) / 2, (high - low) / 2)
 
 
-def _mean_over_blocks(losses: Callable[[Array], Metrics], size: int, block: int = 1000) -> Metrics:
-    """Mean of `losses(rows)` over all rows, block by block; the rest of the last block is a call of its own."""
-    whole = size // block
+_VALIDATION_BLOCK = 1_000
+"""Slates of the validation at a time."""
+
+
+def _mean_over_blocks(losses: Callable[[Array], Metrics], size: int, block: int) -> Metrics:
+    """Mean of `losses(rows)` over all rows, block by block; the rest is a call of its own.
+
+    Devices that go on together share the blocks; what does not divide between them is part of the rest.
+    """
+    shared = size // (block * count()) * count()  # blocks
     total = {name: jnp.float32(0.0) for name in LOSSES}
     add = lambda total, rows: jax.tree.map(lambda t, x: t + x * rows.size, total, losses(rows))  # noqa: E731
-    if whole:
-        blocks = jnp.arange(whole * block).reshape(whole, block)
+    if shared:
+        blocks = own(jnp.arange(shared * block).reshape(shared, block))
         total, _ = jax.lax.scan(lambda total, rows: (add(total, rows), None), total, blocks)
-    if size % block:
-        total = add(total, jnp.arange(whole * block, size))
+        total = jax.tree.map(lambda x: x * count(), averaged(total))
+    if size > shared * block:
+        total = add(total, jnp.arange(shared * block, size))
     return jax.tree.map(lambda t: t / size, total)
