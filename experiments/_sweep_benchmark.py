@@ -10,6 +10,10 @@ another; and where an epoch's seconds go. On an accelerator also, and elsewhere 
                            seconds until the program of those runs is there, without and with the cache; by name only
 
 Figures come one by one, and a count that is out of memory ends its series, so nothing measured before is lost.
+What other settings of the machine give takes a command each, with a file of its own:
+
+    python -m experiments.benchmark --only sweep --unroll 4 --json results/benchmark_sweep_unroll_4.json
+    python -m experiments.benchmark --only sweep --precision high --json results/benchmark_sweep_high.json
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from experiments._measure import Figure, figure_of, flops_of, matrix_rate
 from experiments._sweep_compile import published
 from gemsjax import datasets, prepare, sweep
 from gemsjax.agents.base import Acting
+from gemsjax.devices import surroundings
 from gemsjax.errors import require_count
 from gemsjax.evaluate import user_keys
 from gemsjax.pretrain.gems import make_pretraining
@@ -169,7 +174,9 @@ def compile_figures(names: Collection[str]) -> Iterator[Figure]:
             # This process may hold most of an accelerator's memory; the other one needs hardly any.
             own = {"GEMSJAX_COMPILE_CACHE": str(Path(directory) / "cache"), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
             environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"} | own
-            command = [sys.executable, "-m", "experiments._sweep_compile", "--out", str(out)]
+            told = surroundings()
+            settings = [f"--{setting}={told[setting]}" for setting in ("precision", "unroll")]
+            command = [sys.executable, "-m", "experiments._sweep_compile", "--out", str(out), *settings]
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             if done.returncode:
                 raise OSError(f"{name} failed: {done.stderr.strip() or done.stdout.strip()}")

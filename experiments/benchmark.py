@@ -4,12 +4,14 @@
     python -m experiments.benchmark --only simulator_random train_sac-gems
     python -m experiments.benchmark --only sweep --json results/benchmark_sweep.json
     python -m experiments.benchmark --only sweep_60_compile_cold sweep_60_compile_warm
+    python -m experiments.benchmark --only sweep --precision high --unroll 4 --json results/benchmark_sweep_high_4.json
 
 Each figure is the median of several repetitions after a warm-up. The rate of a large float32 matrix product is measured
 around each figure, because shared machines drift: `floor_fraction` is the time that the figure's floating-point
 operations (counted by XLA's cost analysis) would take at that rate, over the time that it took. Simulation is hardly
 arithmetic, so its fraction is small. About four minutes on two CPU cores, half of it for the two compile figures; the
-speed of sweeps against their number of runs is measured only when asked for.
+speed of sweeps against their number of runs is measured only when asked for. `--precision` and `--unroll` are of the
+whole process: to compare some, give each a command (and a file) of its own.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from experiments._cli import run_cli
 from experiments._measure import Figure, figure_of, flops_of, matrix_rate
 from gemsjax import datasets, disk, methods, personalisation, prepare, runs
 from gemsjax.agents.base import Acting
+from gemsjax.devices import surroundings, use_precision, use_unroll
 from gemsjax.errors import require, require_choice
 from gemsjax.evaluate import play_users
 from gemsjax.pretrain.gems import Slates, make_pretraining
@@ -66,6 +69,10 @@ class Arguments:
     """Write machine and figures to this file, anew after each figure."""
     add: bool = False
     """Keep the figures in that file that are not measured now; refused if they are another machine's."""
+    precision: str = "default"
+    """Of float32 matrix products on accelerators, see `experiments.sweep`; the matrix rate is measured with it too."""
+    unroll: int = 1
+    """Turns that a pass of the beliefs' scans makes, see `experiments.sweep`."""
 
 
 # -- the figures -------------------------------------------------------------------------------------------------------
@@ -246,6 +253,7 @@ def machine() -> dict[str, Any]:
         "gemm_gflops": matrix_rate(),
         "python": platform.python_version(),
         "jax": jax.__version__,
+        **{name: surroundings()[name] for name in ("precision", "unroll")},
     }
 
 
@@ -258,10 +266,16 @@ def _processor() -> str:
 
 
 def main(arguments: Arguments) -> None:
+    use_precision(arguments.precision)
+    use_unroll(arguments.unroll)
     console, figures = Console(), available()
     compile_names = {"compile_cold", "compile_warm"}
+    if (arguments.precision, arguments.unroll) != ("default", 1):  # the quickstart's process has neither
+        asked = sorted(compile_names & set(arguments.only))
+        require(not asked, "--only", asked, "others: the quickstart, whose time it is, has no --precision or --unroll")
+        compile_names = set()
     for name in arguments.only:
-        require_choice("--only", name, [*figures, *sorted(compile_names), *_sweep_benchmark.NAMES])
+        require_choice("--only", name, [*figures, "compile_cold", "compile_warm", *_sweep_benchmark.NAMES])
     if arguments.json is not None:  # now, so that a wrong place is not found out at the end
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
     wanted = set(arguments.only) or {*figures, *compile_names}
@@ -299,8 +313,9 @@ def earlier(path: Path | None, about: dict[str, Any]) -> list[Figure]:
     if path is None or not path.exists():
         return []
     held = json.loads(path.read_text(encoding="utf-8"))
-    for fact in ("device", "devices", "jax"):
-        there, here = held["machine"][fact], about[fact]
+    usual = {"precision": "default", "unroll": 1}  # of files from before these were recorded
+    for fact in ("device", "devices", "jax", *usual):
+        there, here = held["machine"].get(fact, usual.get(fact)), about.get(fact, usual.get(fact))
         require(there == here, "--add", str(path), f"a file of this machine: {fact} is {there} there and {here} here")
     return [Figure(**figure) for figure in held["figures"]]
 

@@ -34,7 +34,7 @@ from rich.table import Table
 from experiments._cli import outcome_of, run_cli
 from experiments.train import Method, arguments_of
 from gemsjax import sweep
-from gemsjax.devices import use_precision
+from gemsjax.devices import use_precision, use_unroll
 from gemsjax.envs.registry import CONSTANTS
 from gemsjax.errors import require, require_choice, require_count
 from gemsjax.settings import TrainSettings
@@ -70,6 +70,8 @@ class How:
     """Delete an earlier sweep first."""
     precision: str = "default"
     """Of float32 matrix products on accelerators: default (JAX's own), high or highest."""
+    unroll: int = 1
+    """Turns that a pass of the beliefs' scans makes, up to 100: fewer passes on a GPU, a larger program to compile."""
     dry_run: bool = False
     """Say what the sweep needs, and end."""
     coordinator: str | None = None
@@ -314,6 +316,7 @@ def command(arguments: list[str], stopped: Callable[[], object] | None = None) -
         return export(tyro.cli(Export, args=arguments, prog="python -m experiments.sweep"))
     runs, how = parse(arguments)
     use_precision(how.precision)
+    use_unroll(how.unroll)
     process = Process()
     try:
         process = _join(how)

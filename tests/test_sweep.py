@@ -18,9 +18,9 @@ import pytest
 from experiments import _sweep_benchmark as benchmarks
 from experiments import benchmark
 from experiments._measure import Figure
-from experiments.sweep import arguments_of_sweep, dry_run, parse
+from experiments.sweep import arguments_of_sweep, command, dry_run, parse
 from gemsjax import datasets, prepare, runs, sweep, tracking
-from gemsjax.devices import surroundings, use_precision
+from gemsjax.devices import surroundings, use_precision, use_unroll
 from gemsjax.errors import DataError, SettingError
 from gemsjax.prepare import gems as single
 from gemsjax.pretrain.gems import make_pretraining
@@ -154,6 +154,23 @@ def test_precision_is_recorded_and_misspelt_ones_are_refused():
         jax.config.update("jax_default_matmul_precision", None)
 
 
+def test_settings_of_the_machine_are_no_part_of_a_run():
+    line = ["--method", "sac-gems", "--seed", "1", "2"]
+    plain, how = parse(line)
+    other, chosen = parse([*line, "--unroll", "4", "--precision", "highest"])
+    assert (how.unroll, how.precision, chosen.unroll, chosen.precision) == (1, "default", 4, "highest")
+    assert other == plain and [run.settings.identity() for run in other] == [run.settings.identity() for run in plain]
+    for wrong in ("0", "101"):
+        with pytest.raises(SettingError, match=f"--unroll = {wrong} is not accepted: a whole number from 1 to 100"):
+            command([*line, "--unroll", wrong])
+    asked = benchmark.Arguments(only=("compile_cold",), unroll=2)
+    try:
+        with pytest.raises(SettingError, match="has no --precision or --unroll"):
+            benchmark.main(asked)
+    finally:
+        use_unroll(1)
+
+
 def test_a_series_of_figures_ends_where_memory_does_and_counts_include_the_sixty(capsys):
     assert benchmarks.counts(8) == [1, 2, 4, 8] and benchmarks.counts(65) == [1, 2, 4, 8, 16, 32, 60, 64, 65]
 
@@ -178,6 +195,8 @@ def test_benchmarks_add_to_a_file_of_the_same_machine_only(tmp_path):
     assert [(f.name, f.value) for f in benchmark.earlier(path, about)] == [("b", 1.0), ("a", 2.0)]
     with pytest.raises(SettingError, match="devices is 2 there and 1 here"):
         benchmark.earlier(path, about | {"devices": 1})
+    with pytest.raises(SettingError, match="unroll is 1 there and 4 here"):
+        benchmark.earlier(path, about | {"unroll": 4})
 
 
 # -- the run axis ------------------------------------------------------------------------------------------------------
@@ -286,7 +305,7 @@ def test_a_sweep_directory_tells_the_whole_story(done):
     (began,) = told["starts"]
     assert {"at", "device", "layout_of_a_shard"} <= began.keys() and began["versions"]["jax"] == jax.__version__
     assert told["axes"] == {"env": ["focused_topdown", "focused_mix"], "seed": [1, 2]}
-    assert began["command"] == ["--as", "asked"] and began["precision"] == "default"
+    assert began["command"] == ["--as", "asked"] and (began["precision"], began["unroll"]) == ("default", 1)
     with open(directory / "runs.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["env"] for row in rows] == ["focused_topdown"] * 2 + ["focused_mix"] * 2
