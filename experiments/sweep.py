@@ -260,15 +260,19 @@ def dry_run(runs: list[sweep.Run], how: How, process: Process = Process()) -> No
         f"{_mib(found.output)} of output - {_mib(found.alias)} of it in place + {_mib(found.temporary)} temporary; "
         f"there are {'unknown' if found.limit is None else _mib(found.limit)}"
     )
-    before = memory.pretraining_need(made, layout)
-    if before is not None:
+    planned = memory.pretraining_need(made, how.runs, layout)
+    if planned is not None:
+        before, together = planned
         console.print(
-            f"before that, to pre-train GeMS (what is not kept already): {_mib(before.total)} of a device = "
-            f"{_mib(before.logged)} of logged data + {_mib(before.state)} a run, and the program's own"
+            f"before that, to pre-train {together.layout.runs} GeMS that are not in {how.runs}: "
+            f"{_mib(before.total)} of a device = {_mib(before.shared)} of logged data + "
+            f"{_mib(before.parts['state'])} a GeMS + {_mib(before.temporary)} temporary, and what they return"
         )
-        fits = found.limit is None or before.total <= found.limit
-        accepted = "less logged data (--gems.users) or fewer runs, unless all GeMS are kept already"
-        require(fits, "pre-training of GeMS", _mib(before.total), accepted)
+        memory.refuse_unless_fits(
+            before,
+            together.layout,
+            lambda other: memory.pretraining_need(made, how.runs, other)[0],  # type: ignore[index]
+        )
     memory.refuse_unless_fits(found, layout, lambda other: memory.need(made, data, other)[0])
 
 

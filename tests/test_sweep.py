@@ -528,10 +528,50 @@ def test_a_dry_run_prints_and_trains_nothing(done, tmp_path, capsys):
     dry_run(done.runs, how)
     printed = capsys.readouterr().out
     assert "4 runs, 4 at a time on" in printed and "replay" in printed and not (tmp_path / "none").exists()
-    assert "optimiser" in printed and "by XLA's plan" in printed and "of logged data" in printed
-    need = memory.pretraining_need(bundle(done.runs), make_layout(4, "mapped"))
-    assert need.logged == 2 * 40 * 8 * (4 * 2 + 2)  # environments, users, turns; items and click bits
+    assert "optimiser" in printed and "by XLA's plan" in printed
+    assert "to pre-train 4 GeMS" in printed and "of logged data" in printed.replace("\n", " ")
+    need, _ = memory.pretraining_need(bundle(done.runs), tmp_path, make_layout(4, "mapped"))
+    # Environments, users (all of them span the action boxes too), turns; items and click bits.
+    assert need.shared == 2 * (40 + 40) * 8 * (4 * 2 + 2)
     dry_run(done.runs, how, processes.Process(0, 2))
     assert "4 runs, 2 at a time on" in capsys.readouterr().out
     with pytest.raises(SettingError, match="--shards = 0"):
         dry_run(done.runs, dataclasses.replace(how, shards=0))
+
+
+def test_a_pretraining_that_does_not_fit_is_refused_with_what_would_and_what_is_kept_needs_nothing(
+    done, tmp_path, monkeypatch
+):
+    made, device = bundle(done.runs), jax.local_devices()[:1]
+    assert memory.pretraining_need(made, done.options.pretrained, make_layout(4, "vmapped", 4, device)) is None
+    needs = {
+        group: memory.pretraining_need(made, tmp_path, make_layout(4, "vmapped", group, device))[0]
+        for group in (1, 2, 4)
+    }
+    assert needs[1].total < needs[2].total < needs[4].total
+    for found in needs.values():
+        assert 0 <= found.arguments - found.shared - 4 * found.parts["state"] < 4_096 and found.temporary > 0
+
+    def sweep_in(limit: int, **changes):
+        monkeypatch.setattr(memory, "device_limit", lambda layout: limit)
+        options = {"layout": "vmapped", "group": 4, "pretrained": tmp_path / "runs", "data": tmp_path / "logs"}
+        chosen = dataclasses.replace(done.options, **(options | changes))
+        return sweep.run_sweep(done.runs, tmp_path / "sweep", chosen, devices=device)
+
+    compiled = []
+    with monkeypatch.context() as patched:
+        patched.setattr(memory, "need", lambda *_: compiled.append(1))
+        with pytest.raises(SettingError, match=r"group = 4 .* at most 2: pre-training of GeMS: .* a device for 4 runs"):
+            sweep_in(needs[2].total)
+        room = needs[4].shared + 3 * needs[4].parts["state"]
+        with pytest.raises(SettingError, match=r"runs of a device = 'pre-training of GeMS: .* at most 3 of this size"):
+            sweep_in(room, resume=True)
+        with pytest.raises(SettingError, match=r"--gems\.users"):
+            sweep_in(needs[4].shared, resume=True)
+    assert not compiled and not (tmp_path / "logs").exists()
+    _, how = parse(["--method", "sac-gems", "--runs", str(tmp_path), "--layout", "vmapped", "--group", "4"])
+    monkeypatch.setattr(jax, "local_devices", lambda: device)
+    monkeypatch.setattr(memory, "device_limit", lambda layout: needs[2].total)
+    monkeypatch.setattr(memory, "need", lambda *_: (needs[4]._replace(limit=None), None))  # that of training fits
+    with pytest.raises(SettingError, match="at most 2: pre-training of GeMS"):
+        dry_run(done.runs, how)

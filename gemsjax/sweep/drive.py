@@ -27,7 +27,7 @@ from gemsjax.sweep.axes import Run
 from gemsjax.sweep.bundle import Bundle, bundle, identity, program, saved_like, stacked, test, weights_of
 from gemsjax.sweep.cadence import Cadence
 from gemsjax.sweep.layout import Layout, gather, going, make_layout, of_run, place
-from gemsjax.sweep.pretraining import pretrain
+from gemsjax.sweep.pretraining import Together, pretrain
 from gemsjax.sweep.processes import WAIT, Process, share, together
 
 Rows = list[dict[str, Any]]
@@ -197,7 +197,8 @@ class _Shard:
         made, options = self.made, self.options
         self.saved, self.cadence = True, Cadence(options.checkpoint_minutes)
         like = saved_like(made)
-        # Now, not after hours of pre-training: what does not fit is refused.
+        # Now, not after hours of compiling or pre-training: what does not fit is refused.
+        planned = None if has_checkpoints(self.directory) else self._plan_pretraining()
         need, compiled = memory.need(made, like[1], self.layout)
         memory.refuse_unless_fits(need, self.layout, lambda layout: memory.need(made, like[1], layout)[0])
         self.programs = {min(self.settings.epoch_steps, self.settings.steps): compiled}
@@ -208,13 +209,26 @@ class _Shard:
             self.frozen_at = np.array(frozen_at)
             self.data, self.state = place(self.layout, data), place(self.layout, state)
         else:
-            failed = pretrain(made, options.pretrained, options.data, self.layout, stop)
+            failed = pretrain(made, options.pretrained, options.data, self.layout, stop, planned)
             data = stacked(made, weights_of(options.pretrained, options.data, failed))
             self.done, self.frozen_at = 0, np.array([self._without_gems(run, failed) for run in made.runs], np.int32)
             self.data = place(self.layout, data)
             self.state = jax.jit(self.program.make)(self.data, going(self.layout))
         self.log = tracking.MetricsLog(self.directory)
         self.log.truncate(self.done + 1)
+
+    def _plan_pretraining(self) -> Together | None:
+        """Programs of the GeMS that are missing; refuses them if they do not fit."""
+        root = self.options.pretrained
+        planned = memory.pretraining_need(self.made, root, self.layout)
+        if planned is None:
+            return None
+        memory.refuse_unless_fits(
+            planned[0],
+            planned[1].layout,
+            lambda layout: memory.pretraining_need(self.made, root, layout)[0],  # type: ignore[index]
+        )
+        return planned[1]
 
     def _without_gems(self, run: Run, failed: Collection[Path]) -> int:
         """`NEVER` for a run whose GeMS could not be trained."""
