@@ -38,7 +38,7 @@ from rich.table import Table
 
 from experiments import _sweep_benchmark
 from experiments._cli import run_cli
-from experiments._measure import Figure, figure_of, flops_of, matrix_rate
+from experiments._measure import Figure, figure_of, flops_of, matrix_rate, turn_flops
 from gemsjax import datasets, disk, methods, personalisation, prepare, runs
 from gemsjax.agents.base import Acting
 from gemsjax.devices import surroundings, use_precision, use_unroll
@@ -46,10 +46,8 @@ from gemsjax.errors import require, require_choice
 from gemsjax.evaluate import play_users
 from gemsjax.pretrain.gems import Slates, make_pretraining
 from gemsjax.pretrain.matrix_factorisation import Clicks, MFSettings, make_factorisation
-from gemsjax.rollout import turn_numbers
 from gemsjax.settings import GeMSSettings, TrainSettings
 from gemsjax.train import Run, make_training
-from gemsjax.types import Key
 
 USERS = 4_000
 """Simulated at once."""
@@ -88,19 +86,9 @@ def simulator(name: str, reference: str, settings: TrainSettings) -> Figure:
     def play() -> Any:
         return play_users(world.env, policy, next(counter), USERS, world.params, Acting())
 
-    seen, state = jax.jit(world.env.reset)(jax.random.key(0), world.params)
-    turn = jax.jit(lambda key, seen, state: _one_turn(world, policy, key, seen, state))
-    one = turn.lower(jax.random.key(0), seen, state).compile()
-    flops = flops_of(one)
+    flops = turn_flops(world.env, policy, world.params, Acting())
     turns = USERS * world.dims.horizon
     return figure_of(name, "turns/s", turns, flops * turns if flops else None, play)
-
-
-def _one_turn(world: prepare.World, policy: Any, key: Key, seen: Any, state: Any) -> Any:
-    luck, uniforms = turn_numbers(world.env, policy, key)
-    choice, _ = policy.act(Acting(), policy.start(), seen, (state, world.params), uniforms)
-    slate = world.env.resolve(state, choice.slate, world.params) if policy.asks_oracle else choice.slate
-    return world.env.play(luck, state, slate, world.params)
 
 
 def logged_users(settings: TrainSettings) -> Figure:

@@ -186,6 +186,28 @@ def test_a_series_of_figures_ends_where_memory_does_and_counts_include_the_sixty
         list(benchmarks.unless_out_of_memory("n", fails("INTERNAL")))
 
 
+def test_the_parts_of_an_epoch_are_told_with_their_share_of_the_floor(monkeypatch):
+    monkeypatch.setattr(benchmarks, "STEPS", 3)
+    plan = dataclasses.replace(PLAN, replay_capacity=20)
+    found = {figure.name: figure for figure in benchmarks.parts(dataclasses.replace(tiny(), plan=plan), 2)}
+    names = [f"epoch_{part}_2_runs" for part in ("collect", "store_and_sample", "update", "validate")]
+    assert list(found) == names and all(0 < found[name].value < 1e4 for name in names)
+    assert [name for name in names if found[name].floor_fraction is None] == ["epoch_store_and_sample_2_runs"]
+    assert all(0 < figure.floor_fraction < 1 for figure in found.values() if figure.floor_fraction is not None)
+    # Of one turn of one user: XLA would count a rollout of any length as one turn.
+    made = benchmarks._made(tiny(), 1)
+    simulated, validation = benchmarks._simulated(made), plan.validation_users
+    assert simulated["validate"] > simulated["collect"] * validation / 2 > 8 * made.settings.spec.hidden * 40
+    assert benchmarks._step_flops(made, made.training.steps) > 0
+
+
+def test_sixty_runs_and_vaes_have_a_floor_too(monkeypatch):
+    monkeypatch.setattr(benchmarks, "published", lambda base: bundle(sweep.grid(tiny(), {"seed": [1, 2]})))
+    for measure in (benchmarks.sixty_runs, benchmarks.sixty_vaes):
+        figure = measure(TrainSettings())
+        assert figure.value > 0 and 0 < figure.floor_fraction < 1
+
+
 def test_benchmarks_add_to_a_file_of_the_same_machine_only(tmp_path):
     about, path = {"device": "cpu: x", "devices": 2, "jax": "1", "gemm_gflops": 3.0}, tmp_path / "figures.json"
     old, new = (Figure("a", value, "s", None, 3.0, value, value) for value in (1.0, 2.0))
