@@ -11,8 +11,8 @@ Stopped or killed, the same command with --resume continues, also on other devic
 command on each: under Slurm and in indexed Kubernetes jobs the processes find each other (experiments/sweep_slurm.py),
 elsewhere --coordinator HOST:PORT --processes N --process I. `--export N --out DIR` makes an ordinary run of run N.
 
-Results: `runs.csv` (a row a run), `metrics.csv` (a row a run and epoch), `sweep.json` (what was asked). Speed:
-`python -m experiments.benchmark --only sweep`.
+Results: `runs.csv` (a row a run, up to date), `metrics.csv` (a row a run and epoch), `sweep.json` (what was asked).
+Speed: `python -m experiments.benchmark --only sweep`.
 """
 
 from __future__ import annotations

@@ -320,6 +320,14 @@ def done(tmp_path_factory) -> Done:
     return Done(tmp_path_factory.mktemp("sweep"))
 
 
+def table(directory: Path) -> list[dict]:
+    """Of `runs.csv`: run, status, steps and best validation."""
+    with open(directory / "runs.csv", newline="") as stream:
+        rows = [{name: row.get(name) for name in ("run", "status", "steps", "best_validation", "test")}
+                for row in csv.DictReader(stream)]  # fmt: skip
+    return [row | {"run": int(row["run"]), "steps": int(row["steps"])} for row in rows]
+
+
 def test_a_sweep_directory_tells_the_whole_story(done):
     directory = done.root / "whole"
     told = json.loads((directory / "sweep.json").read_text())
@@ -344,12 +352,22 @@ def test_a_run_does_not_depend_on_its_neighbours(done):
 
 
 def test_a_stopped_sweep_continues_to_the_same_numbers_without_loss(done):
+    seen = []
+
     def stop(shard, rows):
+        seen.append((rows, table(done.root / "stopped")))
         if rows[0]["step"] == 6:
             os.kill(os.getpid(), signal.SIGTERM)
 
     stopped = done.run("stopped", on_epoch=stop)
     assert stopped.stopped and not stopped.rows
+    # What a kill would have left, and what the signal did.
+    ((rows, told),) = seen
+    left, untested = table(done.root / "stopped"), {"steps": 6, "test": None}
+    for row, running, now in zip(rows, told, left, strict=True):
+        plain = {"run": row["run"], "best_validation": str(row["best_validation"])} | untested
+        assert running == plain | {"status": "running"} and now == plain | {"status": "stopped"}
+    index = json.loads((done.root / "stopped" / "sweep.json").read_text())
     with pytest.raises(SettingError, match="--resume"):
         done.run("stopped")
     with pytest.raises(
@@ -358,12 +376,27 @@ def test_a_stopped_sweep_continues_to_the_same_numbers_without_loss(done):
         done.run(
             "stopped", of=sweep.grid(tiny(), {"env": ["focused_mix", "focused_topdown"], "seed": [7, 2]}), resume=True
         )
+    assert table(done.root / "stopped") == left  # what was refused has changed nothing
     assert values_of(done.run("stopped", resume=True)) == values_of(done.outcome)
+    # The same bytes as those of a sweep that was never stopped; the index has one more start.
+    runs_csv = [(done.root / name / "runs.csv").read_text() for name in ("stopped", "whole")]
+    assert runs_csv[0] == runs_csv[1]
+    after = json.loads((done.root / "stopped" / "sweep.json").read_text())
+    assert len(after["starts"]) == 2 and after | {"starts": after["starts"][:1]} == index
     assert values_of(done.run("stopped", resume=True)) == values_of(done.outcome)  # nothing is left to do
+    assert (done.root / "stopped" / "runs.csv").read_text() == runs_csv[1]
 
 
 def test_shards_change_nothing_but_where_things_lie(done):
-    assert values_of(done.run("shards", shards=2)) == values_of(done.outcome)
+    told = []
+    whole = done.run("shards", shards=2, on_epoch=lambda shard, rows: told.append(table(done.root / "shards")))
+    assert values_of(whole) == values_of(done.outcome)
+    assert [[(row["status"], row["steps"]) for row in rows] for rows in told] == [
+        [("running", 6)] * 2 + [("waiting", 0)] * 2,
+        [("running", 12)] * 2 + [("waiting", 0)] * 2,
+        [("finished", 12)] * 2 + [("running", 6)] * 2,
+        [("finished", 12)] * 2 + [("running", 12)] * 2,
+    ]
     for shards in (0, 5):
         with pytest.raises(SettingError, match="from 1 to 4"):
             done.run("too many", shards=shards)
@@ -375,8 +408,11 @@ def test_a_run_that_is_no_longer_finite_freezes_alone(done, capsys):
             done.runs[1].settings, hypers=dataclasses.replace(done.runs[1].settings.hypers, gamma=1e38)
         )
     )
-    outcome = done.run("frozen", of=[done.runs[0], bad, *done.runs[2:]])
+    told = []
+    keep = lambda shard, rows: told.append([row["status"] for row in table(done.root / "frozen")])  # noqa: E731
+    outcome = done.run("frozen", of=[done.runs[0], bad, *done.runs[2:]], on_epoch=keep)
     rows = values_of(outcome)
+    assert told == [["running", rows[1][1], "running", "running"]] * 2
     assert rows[1][1].startswith("frozen: ") and "at step" in rows[1][1]
     assert [rows[i] for i in (0, 2, 3)] == [values_of(done.outcome)[i] for i in (0, 2, 3)]
     assert "run 1 is frozen" in capsys.readouterr().out
