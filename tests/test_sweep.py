@@ -137,8 +137,20 @@ def test_the_command_line_makes_the_same_runs_as_the_library():
     assert [run.settings.pl.penalty for run in penalties] == [0.0, 3.0, 10.0]
     with pytest.raises(SettingError, match="each method is a program of its own"):
         parse(["--method", "sac-gems", "dqn"])
+    for wrong, says in (
+        (["--gama", "0.1", "0.2"], "--gama = '0.1 0.2' is not accepted: did you mean '--gamma'"),
+        (["--gems.bta=0.5"], "--gems.bta = '0.5' is not accepted: did you mean '--gems.beta'"),
+        (["--env-settings.influenc", "0.1"], "did you mean '--env-settings.influence'"),
+        (["--check-minutes", "1"], "did you mean '--checkpoint-minutes'"),
+        (["--xyzzy", "1"], "there is no such flag, see --help. What may differ between runs: seed, env, "),
+        (["--layout", "maped"], "--layout = 'maped' is not accepted"),
+        (["--precision", "hihgest"], "did you mean 'highest'"),
+    ):
+        with pytest.raises(SettingError) as caught:
+            parse(["--method", "sac-gems", *wrong])
+        assert says in str(caught.value)
     with pytest.raises(SystemExit):
-        parse(["--method", "sac-gems", "--gama", "0.1"])
+        parse(["--method", "sac-gems", "--help"])
     assert {"seed", "hypers", "how"} <= {
         field.name for field in dataclasses.fields(arguments_of_sweep("dqn", "published"))
     }
