@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import _measure, benchmark
 from experiments import _sweep_benchmark as benchmarks
-from experiments import benchmark
 from experiments._measure import Figure
 from experiments.sweep import arguments_of_sweep, command, dry_run, parse
 from gemsjax import datasets, prepare, runs, sweep, tracking
@@ -199,6 +199,7 @@ def test_a_series_of_figures_ends_where_memory_does_and_counts_include_the_sixty
 
 
 def test_the_parts_of_an_epoch_are_told_with_their_share_of_the_floor(monkeypatch):
+    monkeypatch.setattr(_measure, "MATRIX", 256)  # 64 times less work around each figure
     monkeypatch.setattr(benchmarks, "STEPS", 3)
     plan = dataclasses.replace(PLAN, replay_capacity=20)
     found = {figure.name: figure for figure in benchmarks.parts(dataclasses.replace(tiny(), plan=plan), 2)}
@@ -214,6 +215,7 @@ def test_the_parts_of_an_epoch_are_told_with_their_share_of_the_floor(monkeypatc
 
 
 def test_sixty_runs_and_vaes_have_a_floor_too(monkeypatch):
+    monkeypatch.setattr(_measure, "MATRIX", 256)
     monkeypatch.setattr(benchmarks, "published", lambda base: bundle(sweep.grid(tiny(), {"seed": [1, 2]})))
     for measure in (benchmarks.sixty_runs, benchmarks.sixty_vaes):
         figure = measure(TrainSettings())
