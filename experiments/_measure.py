@@ -13,6 +13,10 @@ from typing import Any
 
 import jax
 
+from gemsjax.agents.base import Acting, Policy
+from gemsjax.rollout import turn_numbers
+from gemsjax.types import Key
+
 REPEATS = 7
 MATRIX = 1_024
 """Side of the matrices whose product gives the machine's rate."""
@@ -73,8 +77,26 @@ def flops_of(compiled: Any) -> float | None:
     """Operations of one execution by XLA's count; None where the backend does not count.
 
     A scan's body counts once whatever its length: callers multiply by the length of the outermost one, and what inner
-    scans do again and again (a few per cent) is left out, which makes the floor a little too low.
+    scans do again and again is left out, which makes the floor a little too low (by a twelfth for a step of SAC+GeMS,
+    almost all of it the rollout, see `turn_flops`).
     """
     analysis = compiled.cost_analysis()
     analysis = analysis[0] if isinstance(analysis, list) else analysis
     return float(analysis["flops"]) if analysis and "flops" in analysis else None
+
+
+def one_turn(env: Any, policy: Policy, env_params: Any, acting: Acting, key: Key, seen: Any, state: Any) -> Any:
+    """One turn of one user at the beginning of an episode, whose operations are counted: those of a rollout are in a
+    scan, which XLA counts once whatever its length."""
+    luck, uniforms = turn_numbers(env, policy, key)
+    hidden = (state, env_params) if policy.privileged else None
+    choice, memory = policy.act(acting, policy.start(), seen, hidden, uniforms)
+    slate = env.resolve(state, choice.slate, env_params) if policy.asks_oracle else choice.slate
+    return choice.action, memory, env.play(luck, state, slate, env_params)
+
+
+def turn_flops(env: Any, policy: Policy, env_params: Any, acting: Any) -> float | None:
+    """Operations of `one_turn`; `acting` may be of shapes."""
+    seen, state = jax.eval_shape(env.reset, jax.random.key(0), env_params)
+    turn = lambda acting, seen, state: one_turn(env, policy, env_params, acting, jax.random.key(0), seen, state)  # noqa: E731
+    return flops_of(jax.jit(turn).lower(acting, seen, state).compile())

@@ -2,7 +2,8 @@
 
 Runs of SAC+GeMS at the paper's sizes, but a replay of 2,000, with untrained weights: run-updates a second (one
 trajectory and one update of one run) for 1, 2, 4 ... and 60 runs in both layouts, against single runs one after
-another; and where an epoch's seconds go. On an accelerator also, and elsewhere by name only, since it takes long there:
+another; and where an epoch's seconds go, each part against its floor. On an accelerator also, and elsewhere by name
+only, since it takes long there:
 
     sweep_60_steps         steps a second of each of 60 runs (10 seeds, 6 environments) with the paper's replay
     gems_60_together       batches a second of each of 60 slate VAEs; 10 epochs of the paper's are 351,560 batches
@@ -10,6 +11,10 @@ another; and where an epoch's seconds go. On an accelerator also, and elsewhere 
                            seconds until the program of those runs is there, without and with the cache; by name only
 
 Figures come one by one, and a count that is out of memory ends its series, so nothing measured before is lost.
+What other settings of the machine give takes a command each, with a file of its own:
+
+    python -m experiments.benchmark --only sweep --unroll 4 --json results/benchmark_sweep_unroll_4.json
+    python -m experiments.benchmark --only sweep --precision high --json results/benchmark_sweep_high.json
 """
 
 from __future__ import annotations
@@ -29,10 +34,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments._measure import Figure, figure_of, flops_of, matrix_rate
+from experiments._measure import Figure, figure_of, flops_of, matrix_rate, turn_flops
 from experiments._sweep_compile import published
 from gemsjax import datasets, prepare, sweep
 from gemsjax.agents.base import Acting
+from gemsjax.devices import surroundings
 from gemsjax.errors import require_count
 from gemsjax.evaluate import user_keys
 from gemsjax.pretrain.gems import make_pretraining
@@ -129,8 +135,10 @@ def sixty_runs(settings: TrainSettings) -> Figure:
     plan = dataclasses.replace(settings.resolved().plan, warm_up=20)
     made = published(dataclasses.replace(settings, plan=plan).resolved())
     steps = 20 if jax.devices()[0].platform == "cpu" else 200
+    flops = _step_flops(made, made.training.steps)
     call = _over(made, "auto", made.training.steps, steps)
-    return figure_of("sweep_60_steps", "steps/s of each run", steps, None, call, REPEATS)
+    work = flops * len(made.runs) * steps if flops else None
+    return figure_of("sweep_60_steps", "steps/s of each run", steps, work, call, REPEATS)
 
 
 def sixty_vaes(settings: TrainSettings) -> Figure:
@@ -156,7 +164,11 @@ def sixty_vaes(settings: TrainSettings) -> Figure:
     call = _continued(
         state, lambda state, numbers: compiled(data, state, active, shared, jnp.int32(0), numbers), batches
     )
-    return figure_of("gems_60_together", "batches/s of each VAE", batches, None, call, REPEATS)
+    alone = jax.eval_shape(pretraining.init, jax.random.key(0)), prepare.as_arrays(made.settings.gems.hypers)
+    of_one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shared)
+    flops = flops_of(jax.jit(pretraining.updates).lower(*alone, jax.random.key(0), of_one, *inputs[1:]).compile())
+    work = flops * len(made.runs) * batches if flops else None
+    return figure_of("gems_60_together", "batches/s of each VAE", batches, work, call, REPEATS)
 
 
 def compile_figures(names: Collection[str]) -> Iterator[Figure]:
@@ -169,7 +181,9 @@ def compile_figures(names: Collection[str]) -> Iterator[Figure]:
             # This process may hold most of an accelerator's memory; the other one needs hardly any.
             own = {"GEMSJAX_COMPILE_CACHE": str(Path(directory) / "cache"), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
             environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"} | own
-            command = [sys.executable, "-m", "experiments._sweep_compile", "--out", str(out)]
+            told = surroundings()
+            settings = [f"--{setting}={told[setting]}" for setting in ("precision", "unroll")]
+            command = [sys.executable, "-m", "experiments._sweep_compile", "--out", str(out), *settings]
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             if done.returncode:
                 raise OSError(f"{name} failed: {done.stderr.strip() or done.stdout.strip()}")
@@ -236,10 +250,21 @@ def _continued(state: Any, program: Callable[[Any, Array], tuple[Any, Any]], cou
     return call
 
 
+def _step_flops(made: Bundle, steps: Steps) -> float | None:
+    """Operations of one step of one run."""
+    run = _single(made)
+    state = jax.eval_shape(made.training.init, run)
+    return flops_of(jax.jit(steps).lower(run, state, jnp.arange(STEPS)).compile())
+
+
 def parts(base: TrainSettings, count: int) -> list[Figure]:
-    """Seconds of an epoch of `count` runs by part, in the default layout; each part is a program of its own."""
+    """Seconds of an epoch of `count` runs by part, in the default layout; each part is a program of its own.
+
+    Of the floor: an update's operations are counted as those of a training step are, those of simulated users by one
+    turn of one. Storing and sampling move numbers and hardly compute with them: they have no floor.
+    """
     made = _made(base, count)
-    found = []
+    simulated, found = _simulated(made), []
     for name, part in _parts(made).items():
         steps = 1 if name == "validate" else STEPS
 
@@ -247,10 +272,23 @@ def parts(base: TrainSettings, count: int) -> list[Figure]:
             one = lambda state, number: part(run, state, jax.random.fold_in(run.key, number))  # noqa: E731
             return jax.lax.scan(one, state, numbers)
 
+        flops = _step_flops(made, scanned) if name == "update" else simulated.get(name)
+        work = flops * count * steps if flops else None
         times = 1 if name == "validate" else EPOCH // STEPS
-        told = figure_of(f"epoch_{name}_{count}_runs", "s", 1.0, None, _over(made, "auto", scanned, steps), REPEATS)
+        told = figure_of(f"epoch_{name}_{count}_runs", "s", 1.0, work, _over(made, "auto", scanned, steps), REPEATS)
         value, low, high = (times / speed for speed in (told.value, told.low, told.high))
         found.append(dataclasses.replace(told, value=value, low=low, high=high))
+    return found
+
+
+def _simulated(made: Bundle) -> dict[str, float | None]:
+    """Operations of the parts that play users: those of one turn, times turns and users."""
+    run, users = _single(made), made.settings.plan.validation_users
+    acting = Acting(jax.eval_shape(made.training.init, run).agent, run.hypers, run.weights)
+    found: dict[str, float | None] = {}
+    for name, policy, played in (("collect", made.agent.explore, 1), ("validate", made.agent.greedy, users)):
+        flops = turn_flops(made.env, policy, run.env_params, acting)
+        found[name] = flops * made.env.horizon * played if flops else None
     return found
 
 

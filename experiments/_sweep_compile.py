@@ -17,6 +17,7 @@ import tyro
 
 from experiments._cli import run_cli
 from gemsjax import disk, sweep
+from gemsjax.devices import use_precision, use_unroll
 from gemsjax.settings import PUBLISHED_SEEDS, TrainSettings
 from gemsjax.sweep import memory
 from gemsjax.sweep.bundle import Bundle, bundle, data_like
@@ -33,13 +34,17 @@ def published(base: TrainSettings) -> Bundle:
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Where the answer goes."""
+    """Where the answer goes, and the settings of the machine, as in `experiments.sweep`."""
 
     out: Path
+    precision: str = "default"
+    unroll: int = 1
 
 
 def main(arguments: Arguments) -> None:
     """Compile one epoch of SAC+GeMS at the paper's sizes on all devices, and write the seconds."""
+    use_precision(arguments.precision)
+    use_unroll(arguments.unroll)
     made = published(TrainSettings().resolved())
     layout = make_layout(len(made.runs))
     data = data_like(made, len(made.runs))

@@ -4,12 +4,14 @@
     python -m experiments.benchmark --only simulator_random train_sac-gems
     python -m experiments.benchmark --only sweep --json results/benchmark_sweep.json
     python -m experiments.benchmark --only sweep_60_compile_cold sweep_60_compile_warm
+    python -m experiments.benchmark --only sweep --precision high --unroll 4 --json results/benchmark_sweep_high_4.json
 
 Each figure is the median of several repetitions after a warm-up. The rate of a large float32 matrix product is measured
 around each figure, because shared machines drift: `floor_fraction` is the time that the figure's floating-point
 operations (counted by XLA's cost analysis) would take at that rate, over the time that it took. Simulation is hardly
 arithmetic, so its fraction is small. About four minutes on two CPU cores, half of it for the two compile figures; the
-speed of sweeps against their number of runs is measured only when asked for.
+speed of sweeps against their number of runs is measured only when asked for. `--precision` and `--unroll` are of the
+whole process: to compare some, give each a command (and a file) of its own.
 """
 
 from __future__ import annotations
@@ -36,18 +38,17 @@ from rich.table import Table
 
 from experiments import _sweep_benchmark
 from experiments._cli import run_cli
-from experiments._measure import Figure, figure_of, flops_of, matrix_rate
+from experiments._measure import Figure, figure_of, flops_of, matrix_rate, turn_flops
 from gemsjax import datasets, disk, methods, personalisation, prepare, runs
 from gemsjax.agents.base import Acting
+from gemsjax.devices import surroundings, use_precision, use_unroll
 from gemsjax.errors import require, require_choice
 from gemsjax.evaluate import play_users
 from gemsjax.pretrain.gems import Slates, make_pretraining
 from gemsjax.pretrain.matrix_factorisation import Clicks, MFSettings, make_factorisation
-from gemsjax.rollout import turn_numbers
 from gemsjax.settings import GeMSSettings, TrainSettings
 from gemsjax.shares import everywhere, sharers, together
 from gemsjax.train import Run, make_training
-from gemsjax.types import Key
 
 USERS = 4_000
 """Simulated at once."""
@@ -67,6 +68,10 @@ class Arguments:
     """Write machine and figures to this file, anew after each figure."""
     add: bool = False
     """Keep the figures in that file that are not measured now; refused if they are another machine's."""
+    precision: str = "default"
+    """Of float32 matrix products on accelerators, see `experiments.sweep`; the matrix rate is measured with it too."""
+    unroll: int = 1
+    """Turns that a pass of the beliefs' scans makes, see `experiments.sweep`."""
 
 
 # -- the figures -------------------------------------------------------------------------------------------------------
@@ -82,19 +87,9 @@ def simulator(name: str, reference: str, settings: TrainSettings) -> Figure:
     def play() -> Any:
         return play_users(world.env, policy, next(counter), USERS, world.params, Acting())
 
-    seen, state = jax.jit(world.env.reset)(jax.random.key(0), world.params)
-    turn = jax.jit(lambda key, seen, state: _one_turn(world, policy, key, seen, state))
-    one = turn.lower(jax.random.key(0), seen, state).compile()
-    flops = flops_of(one)
+    flops = turn_flops(world.env, policy, world.params, Acting())
     turns = USERS * world.dims.horizon
     return figure_of(name, "turns/s", turns, flops * turns if flops else None, play)
-
-
-def _one_turn(world: prepare.World, policy: Any, key: Key, seen: Any, state: Any) -> Any:
-    luck, uniforms = turn_numbers(world.env, policy, key)
-    choice, _ = policy.act(Acting(), policy.start(), seen, (state, world.params), uniforms)
-    slate = world.env.resolve(state, choice.slate, world.params) if policy.asks_oracle else choice.slate
-    return world.env.play(luck, state, slate, world.params)
 
 
 def logged_users(settings: TrainSettings) -> Figure:
@@ -253,6 +248,7 @@ def machine() -> dict[str, Any]:
         "gemm_gflops": matrix_rate(),
         "python": platform.python_version(),
         "jax": jax.__version__,
+        **{name: surroundings()[name] for name in ("precision", "unroll")},
     }
 
 
@@ -265,10 +261,16 @@ def _processor() -> str:
 
 
 def main(arguments: Arguments) -> None:
+    use_precision(arguments.precision)
+    use_unroll(arguments.unroll)
     console, figures = Console(), available()
     compile_names = {"compile_cold", "compile_warm"}
+    if (arguments.precision, arguments.unroll) != ("default", 1):  # the quickstart's process has neither
+        asked = sorted(compile_names & set(arguments.only))
+        require(not asked, "--only", asked, "others: the quickstart, whose time it is, has no --precision or --unroll")
+        compile_names = set()
     for name in arguments.only:
-        require_choice("--only", name, [*figures, *sorted(compile_names), *_sweep_benchmark.NAMES])
+        require_choice("--only", name, [*figures, "compile_cold", "compile_warm", *_sweep_benchmark.NAMES])
     if arguments.json is not None:  # now, so that a wrong place is not found out at the end
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
     wanted = set(arguments.only) or {*figures, *compile_names}
@@ -306,8 +308,9 @@ def earlier(path: Path | None, about: dict[str, Any]) -> list[Figure]:
     if path is None or not path.exists():
         return []
     held = json.loads(path.read_text(encoding="utf-8"))
-    for fact in ("device", "devices", "jax"):
-        there, here = held["machine"][fact], about[fact]
+    usual = {"precision": "default", "unroll": 1}  # of files from before these were recorded
+    for fact in ("device", "devices", "jax", *usual):
+        there, here = held["machine"].get(fact, usual.get(fact)), about.get(fact, usual.get(fact))
         require(there == here, "--add", str(path), f"a file of this machine: {fact} is {there} there and {here} here")
     return [Figure(**figure) for figure in held["figures"]]
 

@@ -11,8 +11,8 @@ Stopped or killed, the same command with --resume continues, also on other devic
 command on each: under Slurm and in indexed Kubernetes jobs the processes find each other (experiments/sweep_slurm.py),
 elsewhere --coordinator HOST:PORT --processes N --process I. `--export N --out DIR` makes an ordinary run of run N.
 
-Results: `runs.csv` (a row a run), `metrics.csv` (a row a run and epoch), `sweep.json` (what was asked). Speed:
-`python -m experiments.benchmark --only sweep`.
+Results: `runs.csv` (a row a run, up to date), `metrics.csv` (a row a run and epoch), `sweep.json` (what was asked).
+Speed: `python -m experiments.benchmark --only sweep`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import time
 import types
 import typing
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,9 +35,9 @@ from rich.table import Table
 from experiments._cli import outcome_of, run_cli
 from experiments.train import Method, arguments_of
 from gemsjax import sweep
-from gemsjax.devices import use_precision
+from gemsjax.devices import MOST_UNROLLED, PRECISIONS, use_precision, use_unroll
 from gemsjax.envs.registry import CONSTANTS
-from gemsjax.errors import require, require_choice, require_count
+from gemsjax.errors import SettingError, require, require_choice, require_count
 from gemsjax.settings import TrainSettings
 from gemsjax.sweep import memory
 from gemsjax.sweep.axes import SIZES, WORLD
@@ -55,7 +56,7 @@ class How:
     data: Path = Path("logs")
     """Root of logged data."""
     paired: bool = False
-    """Lists of equal length, one value of each for a run, instead of all combinations."""
+    """Lists of equal length, one value of each for a run, instead of all combinations; a single value is for all."""
     layout: str = "auto"
     """mapped (runs one after another), vmapped (side by side), or auto: what is faster on this kind of device."""
     group: int | None = None
@@ -70,6 +71,8 @@ class How:
     """Delete an earlier sweep first."""
     precision: str = "default"
     """Of float32 matrix products on accelerators: default (JAX's own), high or highest."""
+    unroll: int = 1
+    """Turns that a pass of the beliefs' scans makes, up to 100: fewer passes on a GPU, a larger program to compile."""
     dry_run: bool = False
     """Say what the sweep needs, and end."""
     coordinator: str | None = None
@@ -100,6 +103,8 @@ STOPPED, PATIENCE = 130, 20.0
 """Exit status of a sweep that was told to stop, and seconds that its first process then waits for the others."""
 _UNPREFIXED, _PREFIXED = ("plan", "hypers", "spec"), ("gems", "mf", "pl")
 """Parts of the settings: flags of the first are called by their own name, of the others `--gems.beta`."""
+_APART = (*_PREFIXED, "env_settings")
+"""All parts whose flags have its name in front."""
 _WORLD: tuple[str, ...] = (*SIZES, *WORLD)
 
 
@@ -154,20 +159,19 @@ def parse(arguments: list[str]) -> tuple[list[sweep.Run], How]:
     """Runs from a command line; the method decides which flags there are.
 
     Raises:
-      SettingError: see `sweep.grid` and `sweep.paired`.
+      SettingError: an unknown flag, a setting of the machine out of its range; see also `sweep.grid`, `sweep.paired`.
     """
     chosen, _ = tyro.cli(Method, args=arguments, return_unknown_args=True, add_help=False)
-    sweep.sweepable(chosen.method)
-    parsed: Any = tyro.cli(
-        arguments_of_sweep(chosen.method, chosen.variant),
-        args=arguments,
-        prog="python -m experiments.sweep",
-        description=__doc__,
+    accepted, known = sweep.sweepable(chosen.method), arguments_of_sweep(chosen.method, chosen.variant)
+    parsed: Any
+    parsed, unknown = tyro.cli(
+        known, args=arguments, prog="python -m experiments.sweep", description=__doc__, return_unknown_args=True
     )
+    _refuse(unknown, known, accepted)
+    _check(parsed.how)
     for name in ("method", "variant"):
         one = getattr(parsed, name)
         require(len(one) == 1, f"--{name}", " ".join(one), "one: each method is a program of its own")
-    accepted = sweep.sweepable(chosen.method)
     axes: dict[str, tuple] = {}
     base = TrainSettings(chosen.method, chosen.variant).resolved()
 
@@ -206,6 +210,30 @@ def parse(arguments: list[str]) -> tuple[list[sweep.Run], How]:
         axes["seed"] = (base.seed,)  # one run is a sweep too
     ordered = {name: axes[name] for name in (*accepted, *axes) if name in axes}
     return (sweep.paired if parsed.how.paired else sweep.grid)(base, ordered), parsed.how
+
+
+def _refuse(unknown: list[str], known: type, accepted: Sequence[str]) -> None:
+    """Name the first word that no flag takes, the flag that is closest to it, and what may be swept."""
+    if not unknown:
+        return
+    flags, blank = [], known()
+    for field in dataclasses.fields(blank):
+        value, prefix = getattr(blank, field.name), f"{field.name}." if field.name in _APART else ""
+        inner = [one.name for one in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else [field.name]
+        flags += [f"--{prefix}{name}".replace("_", "-") for name in inner]
+    place = next((place for place, word in enumerate(unknown) if word.startswith("--")), 0)
+    flag, _, value = unknown[place].partition("=")
+    close = get_close_matches(flag, flags, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else "there is no such flag, see --help. "
+    differ = f"What may differ between runs: {', '.join(accepted)}"
+    raise SettingError(flag, value or " ".join(unknown[place + 1 :]), hint + differ)
+
+
+def _check(how: How) -> None:
+    """Refuse settings of the machine where the line is typed, which may be long before a batch system runs it."""
+    require_choice("--layout", how.layout, ("auto", "mapped", "vmapped"))
+    require_choice("--precision", how.precision, PRECISIONS)
+    require_count("--unroll", how.unroll, 1, MOST_UNROLLED)
 
 
 def _whole(name: str, value: Any) -> Any:
@@ -258,15 +286,19 @@ def dry_run(runs: list[sweep.Run], how: How, process: Process = Process()) -> No
         f"{_mib(found.output)} of output - {_mib(found.alias)} of it in place + {_mib(found.temporary)} temporary; "
         f"there are {'unknown' if found.limit is None else _mib(found.limit)}"
     )
-    before = memory.pretraining_need(made, layout)
-    if before is not None:
+    planned = memory.pretraining_need(made, how.runs, layout)
+    if planned is not None:
+        before, together = planned
         console.print(
-            f"before that, to pre-train GeMS (what is not kept already): {_mib(before.total)} of a device = "
-            f"{_mib(before.logged)} of logged data + {_mib(before.state)} a run, and the program's own"
+            f"before that, to pre-train {together.layout.runs} GeMS that are not in {how.runs}: "
+            f"{_mib(before.total)} of a device = {_mib(before.shared)} of logged data + "
+            f"{_mib(before.parts['state'])} a GeMS + {_mib(before.temporary)} temporary, and what they return"
         )
-        fits = found.limit is None or before.total <= found.limit
-        accepted = "less logged data (--gems.users) or fewer runs, unless all GeMS are kept already"
-        require(fits, "pre-training of GeMS", _mib(before.total), accepted)
+        memory.refuse_unless_fits(
+            before,
+            together.layout,
+            lambda other: memory.pretraining_need(made, how.runs, other)[0],  # type: ignore[index]
+        )
     memory.refuse_unless_fits(found, layout, lambda other: memory.need(made, data, other)[0])
 
 
@@ -276,7 +308,6 @@ def _mib(size: int) -> str:
 
 def main(runs: list[sweep.Run], how: How, process: Process, arguments: Sequence[str] = ()) -> None:
     """Run a sweep and print its table; `arguments` are kept in its `sweep.json`."""
-    require_choice("--layout", how.layout, ("auto", "mapped", "vmapped"))
     if how.dry_run:
         return dry_run(runs, how, process) if process.rank == 0 else None
     outcome = sweep.run_sweep(runs, how.out, options(how, arguments), process)
@@ -314,6 +345,7 @@ def command(arguments: list[str], stopped: Callable[[], object] | None = None) -
         return export(tyro.cli(Export, args=arguments, prog="python -m experiments.sweep"))
     runs, how = parse(arguments)
     use_precision(how.precision)
+    use_unroll(how.unroll)
     process = Process()
     try:
         process = _join(how)

@@ -20,7 +20,7 @@ import tyro
 
 from experiments._cli import run_cli
 from gemsjax import methods, plots, prepare, runs, tracking
-from gemsjax.devices import use_precision
+from gemsjax.devices import use_precision, use_unroll
 from gemsjax.pretrain.matrix_factorisation import MFSettings
 from gemsjax.settings import GeMSSettings, PLSettings, TrainSettings, defaults
 
@@ -41,6 +41,8 @@ class Where:
     """Also log to: tensorboard or wandb."""
     precision: str = "default"
     """Of float32 matrix products on accelerators: default (JAX's own), high or highest. Continue a run with its own."""
+    unroll: int = 1
+    """Turns that a pass of the beliefs' scans makes, up to 100: fewer passes on a GPU, a larger program to compile."""
 
 
 def arguments_of(name: str, variant: str) -> type:
@@ -92,6 +94,7 @@ class Method:
 
 def main(settings: TrainSettings, where: Where) -> None:
     use_precision(where.precision)
+    use_unroll(where.unroll)
     tracking.check_tracker(where.track)
     runs.check_directory(settings, where.out, resume=where.resume, overwrite=where.overwrite)
     world = prepare.world_of(settings)

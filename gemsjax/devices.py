@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AxisType, PartitionSpec
 
-from gemsjax.errors import require_choice
+from gemsjax.errors import require_choice, require_count
 
 
 def use_all_cores() -> None:
@@ -101,11 +101,41 @@ def use_precision(precision: str) -> None:
         jax.config.update("jax_default_matmul_precision", precision)
 
 
+MOST_UNROLLED = 100
+"""Turns that `use_unroll` takes at most: an episode of the paper's. A program grows with them, and with it the time of
+its compilation."""
+_unrolled = 1
+
+
+def use_unroll(turns: int) -> None:
+    """How many turns each pass of the beliefs' scans over trajectories makes, forward and back.
+
+    A turn of a belief is so little work that on a GPU the passes of the loop may cost more than what they compute; what
+    fewer of them gain is to be measured there (`experiments.benchmark --only sweep --unroll N`). CPUs gain nothing
+    (docs/performance.md). It holds for what is traced from here on, and changes last digits at most. For entry points,
+    before anything is compiled.
+
+    Args:
+      turns: 1 (as if this were never called) to `MOST_UNROLLED`; episodes that are shorter are unrolled as a whole.
+
+    Raises:
+      SettingError: out of that range.
+    """
+    global _unrolled
+    require_count("--unroll", turns, 1, MOST_UNROLLED)
+    _unrolled = turns
+
+
+def unroll_of(turns: int) -> int:
+    """What a scan over so many turns should be given as `unroll`. Read while a program is traced, by `nets` only."""
+    return max(1, min(_unrolled, turns))
+
+
 _PACKAGES = ("gemsjax", "jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")
 
 
 def surroundings() -> dict[str, Any]:
-    """`versions` of the packages that matter, `device` and matmul `precision`: what results should be read with."""
+    """`versions` of the packages that matter, `device`, matmul `precision` and `unroll`: what to read results with."""
 
     def version(package: str) -> str:
         try:
@@ -117,4 +147,4 @@ def surroundings() -> dict[str, Any]:
     versions = {package: version(package) for package in _PACKAGES}
     precision = jax.config.jax_default_matmul_precision or "default"  # type: ignore[attr-defined]
     about = {"platform": device.platform, "kind": device.device_kind}
-    return {"versions": versions, "device": about, "precision": precision}
+    return {"versions": versions, "device": about, "precision": precision, "unroll": _unrolled}

@@ -5,8 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gemsjax import belief
+from gemsjax.devices import MOST_UNROLLED, surroundings, use_unroll
+from gemsjax.errors import SettingError
 from gemsjax.nets.mlp import affine, joint
 from gemsjax.pretrain import gems
+from gemsjax.types import Dims, Observation
 
 
 def draws(*shapes):
@@ -59,3 +63,47 @@ def test_slate_cross_entropy(shape):
 
 def test_no_slates_have_no_cross_entropy():
     assert gems.slate_cross_entropy(jnp.zeros((0, 10, 6)), jnp.ones((40, 6)), jnp.zeros((0, 10), int)).shape == (0, 10)
+
+
+@pytest.fixture
+def unrolled():
+    yield use_unroll
+    use_unroll(1)
+
+
+# 8 turns are divided by 2 and 4, 7 by neither; 100 is more than there are.
+@pytest.mark.parametrize("horizon", [7, 8])
+@pytest.mark.parametrize("make", [belief.make_gru, belief.make_cfn])
+def test_an_unrolled_belief_is_the_same_forward_and_back(unrolled, make, horizon):
+    encoder = make(Dims(30, 4, horizon), width=6, item_dim=5)
+    params = [encoder.init(jax.random.key(number)) for number in (0, 1)]
+    slates = jax.random.randint(jax.random.key(2), (horizon, 3, 4), 0, 30)
+    seen = Observation(slates, slates % 3 == 0)
+    weights = jax.random.normal(jax.random.key(3), (2, horizon, 3, 6))
+
+    def values(turns):
+        unrolled(turns)
+
+        def loss(params):  # a function of its own for each number of turns: what is traced already stays as it is
+            states = jnp.stack(encoder.unroll(params, seen))
+            return (weights * states).mean(), states
+
+        program = str(jax.make_jaxpr(jax.grad(loss, has_aux=True))(params))
+        wanted = f"unroll={min(turns, horizon)}"
+        # Both beliefs in one scan and one backward one, or a pair of scans each.
+        assert program.count(wanted) == program.count(" scan[") == (2 if make is belief.make_gru else 4)
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    plain = values(1)
+    assert float(jnp.abs(plain[0][1]).max()) > 0.1
+    for turns in (2, 4, MOST_UNROLLED):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6), values(turns), plain)
+
+
+def test_unrolling_is_recorded_and_refused_out_of_its_range(unrolled):
+    assert surroundings()["unroll"] == 1
+    unrolled(4)
+    for wrong in (0, -1, MOST_UNROLLED + 1, 2.0, True):
+        with pytest.raises(SettingError, match="--unroll = .* a whole number from 1 to 100"):
+            use_unroll(wrong)
+    assert surroundings()["unroll"] == 4

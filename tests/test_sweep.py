@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import _measure, benchmark
 from experiments import _sweep_benchmark as benchmarks
-from experiments import benchmark
 from experiments._measure import Figure
-from experiments.sweep import arguments_of_sweep, dry_run, parse
+from experiments.sweep import arguments_of_sweep, command, dry_run, parse
 from gemsjax import datasets, prepare, runs, sweep, tracking
-from gemsjax.devices import surroundings, use_precision
+from gemsjax.devices import surroundings, use_precision, use_unroll
 from gemsjax.errors import DataError, SettingError
 from gemsjax.prepare import gems as single
 from gemsjax.pretrain.gems import make_pretraining
@@ -137,8 +137,20 @@ def test_the_command_line_makes_the_same_runs_as_the_library():
     assert [run.settings.pl.penalty for run in penalties] == [0.0, 3.0, 10.0]
     with pytest.raises(SettingError, match="each method is a program of its own"):
         parse(["--method", "sac-gems", "dqn"])
+    for wrong, says in (
+        (["--gama", "0.1", "0.2"], "--gama = '0.1 0.2' is not accepted: did you mean '--gamma'"),
+        (["--gems.bta=0.5"], "--gems.bta = '0.5' is not accepted: did you mean '--gems.beta'"),
+        (["--env-settings.influenc", "0.1"], "did you mean '--env-settings.influence'"),
+        (["--check-minutes", "1"], "did you mean '--checkpoint-minutes'"),
+        (["--xyzzy", "1"], "there is no such flag, see --help. What may differ between runs: seed, env, "),
+        (["--layout", "maped"], "--layout = 'maped' is not accepted"),
+        (["--precision", "hihgest"], "did you mean 'highest'"),
+    ):
+        with pytest.raises(SettingError) as caught:
+            parse(["--method", "sac-gems", *wrong])
+        assert says in str(caught.value)
     with pytest.raises(SystemExit):
-        parse(["--method", "sac-gems", "--gama", "0.1"])
+        parse(["--method", "sac-gems", "--help"])
     assert {"seed", "hypers", "how"} <= {
         field.name for field in dataclasses.fields(arguments_of_sweep("dqn", "published"))
     }
@@ -152,6 +164,23 @@ def test_precision_is_recorded_and_misspelt_ones_are_refused():
         assert surroundings()["precision"] == "highest"
     finally:
         jax.config.update("jax_default_matmul_precision", None)
+
+
+def test_settings_of_the_machine_are_no_part_of_a_run():
+    line = ["--method", "sac-gems", "--seed", "1", "2"]
+    plain, how = parse(line)
+    other, chosen = parse([*line, "--unroll", "4", "--precision", "highest"])
+    assert (how.unroll, how.precision, chosen.unroll, chosen.precision) == (1, "default", 4, "highest")
+    assert other == plain and [run.settings.identity() for run in other] == [run.settings.identity() for run in plain]
+    for wrong in ("0", "101"):
+        with pytest.raises(SettingError, match=f"--unroll = {wrong} is not accepted: a whole number from 1 to 100"):
+            command([*line, "--unroll", wrong])
+    asked = benchmark.Arguments(only=("compile_cold",), unroll=2)
+    try:
+        with pytest.raises(SettingError, match="has no --precision or --unroll"):
+            benchmark.main(asked)
+    finally:
+        use_unroll(1)
 
 
 def test_a_series_of_figures_ends_where_memory_does_and_counts_include_the_sixty(capsys):
@@ -169,6 +198,30 @@ def test_a_series_of_figures_ends_where_memory_does_and_counts_include_the_sixty
         list(benchmarks.unless_out_of_memory("n", fails("INTERNAL")))
 
 
+def test_the_parts_of_an_epoch_are_told_with_their_share_of_the_floor(monkeypatch):
+    monkeypatch.setattr(_measure, "MATRIX", 256)  # 64 times less work around each figure
+    monkeypatch.setattr(benchmarks, "STEPS", 3)
+    plan = dataclasses.replace(PLAN, replay_capacity=20)
+    found = {figure.name: figure for figure in benchmarks.parts(dataclasses.replace(tiny(), plan=plan), 2)}
+    names = [f"epoch_{part}_2_runs" for part in ("collect", "store_and_sample", "update", "validate")]
+    assert list(found) == names and all(0 < found[name].value < 1e4 for name in names)
+    assert [name for name in names if found[name].floor_fraction is None] == ["epoch_store_and_sample_2_runs"]
+    assert all(0 < figure.floor_fraction < 1 for figure in found.values() if figure.floor_fraction is not None)
+    # Of one turn of one user: XLA would count a rollout of any length as one turn.
+    made = benchmarks._made(tiny(), 1)
+    simulated, validation = benchmarks._simulated(made), plan.validation_users
+    assert simulated["validate"] > simulated["collect"] * validation / 2 > 8 * made.settings.spec.hidden * 40
+    assert benchmarks._step_flops(made, made.training.steps) > 0
+
+
+def test_sixty_runs_and_vaes_have_a_floor_too(monkeypatch):
+    monkeypatch.setattr(_measure, "MATRIX", 256)
+    monkeypatch.setattr(benchmarks, "published", lambda base: bundle(sweep.grid(tiny(), {"seed": [1, 2]})))
+    for measure in (benchmarks.sixty_runs, benchmarks.sixty_vaes):
+        figure = measure(TrainSettings())
+        assert figure.value > 0 and 0 < figure.floor_fraction < 1
+
+
 def test_benchmarks_add_to_a_file_of_the_same_machine_only(tmp_path):
     about, path = {"device": "cpu: x", "devices": 2, "jax": "1", "gemm_gflops": 3.0}, tmp_path / "figures.json"
     old, new = (Figure("a", value, "s", None, 3.0, value, value) for value in (1.0, 2.0))
@@ -178,6 +231,8 @@ def test_benchmarks_add_to_a_file_of_the_same_machine_only(tmp_path):
     assert [(f.name, f.value) for f in benchmark.earlier(path, about)] == [("b", 1.0), ("a", 2.0)]
     with pytest.raises(SettingError, match="devices is 2 there and 1 here"):
         benchmark.earlier(path, about | {"devices": 1})
+    with pytest.raises(SettingError, match="unroll is 1 there and 4 here"):
+        benchmark.earlier(path, about | {"unroll": 4})
 
 
 # -- the run axis ------------------------------------------------------------------------------------------------------
@@ -279,6 +334,14 @@ def done(tmp_path_factory) -> Done:
     return Done(tmp_path_factory.mktemp("sweep"))
 
 
+def table(directory: Path) -> list[dict]:
+    """Of `runs.csv`: run, status, steps and best validation."""
+    with open(directory / "runs.csv", newline="") as stream:
+        rows = [{name: row.get(name) for name in ("run", "status", "steps", "best_validation", "test")}
+                for row in csv.DictReader(stream)]  # fmt: skip
+    return [row | {"run": int(row["run"]), "steps": int(row["steps"])} for row in rows]
+
+
 def test_a_sweep_directory_tells_the_whole_story(done):
     directory = done.root / "whole"
     told = json.loads((directory / "sweep.json").read_text())
@@ -286,7 +349,7 @@ def test_a_sweep_directory_tells_the_whole_story(done):
     (began,) = told["starts"]
     assert {"at", "device", "layout_of_a_shard"} <= began.keys() and began["versions"]["jax"] == jax.__version__
     assert told["axes"] == {"env": ["focused_topdown", "focused_mix"], "seed": [1, 2]}
-    assert began["command"] == ["--as", "asked"] and began["precision"] == "default"
+    assert began["command"] == ["--as", "asked"] and (began["precision"], began["unroll"]) == ("default", 1)
     with open(directory / "runs.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["env"] for row in rows] == ["focused_topdown"] * 2 + ["focused_mix"] * 2
@@ -303,12 +366,22 @@ def test_a_run_does_not_depend_on_its_neighbours(done):
 
 
 def test_a_stopped_sweep_continues_to_the_same_numbers_without_loss(done):
+    seen = []
+
     def stop(shard, rows):
+        seen.append((rows, table(done.root / "stopped")))
         if rows[0]["step"] == 6:
             os.kill(os.getpid(), signal.SIGTERM)
 
     stopped = done.run("stopped", on_epoch=stop)
     assert stopped.stopped and not stopped.rows
+    # What a kill would have left, and what the signal did.
+    ((rows, told),) = seen
+    left, untested = table(done.root / "stopped"), {"steps": 6, "test": None}
+    for row, running, now in zip(rows, told, left, strict=True):
+        plain = {"run": row["run"], "best_validation": str(row["best_validation"])} | untested
+        assert running == plain | {"status": "running"} and now == plain | {"status": "stopped"}
+    index = json.loads((done.root / "stopped" / "sweep.json").read_text())
     with pytest.raises(SettingError, match="--resume"):
         done.run("stopped")
     with pytest.raises(
@@ -317,12 +390,27 @@ def test_a_stopped_sweep_continues_to_the_same_numbers_without_loss(done):
         done.run(
             "stopped", of=sweep.grid(tiny(), {"env": ["focused_mix", "focused_topdown"], "seed": [7, 2]}), resume=True
         )
+    assert table(done.root / "stopped") == left  # what was refused has changed nothing
     assert values_of(done.run("stopped", resume=True)) == values_of(done.outcome)
+    # The same bytes as those of a sweep that was never stopped; the index has one more start.
+    runs_csv = [(done.root / name / "runs.csv").read_text() for name in ("stopped", "whole")]
+    assert runs_csv[0] == runs_csv[1]
+    after = json.loads((done.root / "stopped" / "sweep.json").read_text())
+    assert len(after["starts"]) == 2 and after | {"starts": after["starts"][:1]} == index
     assert values_of(done.run("stopped", resume=True)) == values_of(done.outcome)  # nothing is left to do
+    assert (done.root / "stopped" / "runs.csv").read_text() == runs_csv[1]
 
 
 def test_shards_change_nothing_but_where_things_lie(done):
-    assert values_of(done.run("shards", shards=2)) == values_of(done.outcome)
+    told = []
+    whole = done.run("shards", shards=2, on_epoch=lambda shard, rows: told.append(table(done.root / "shards")))
+    assert values_of(whole) == values_of(done.outcome)
+    assert [[(row["status"], row["steps"]) for row in rows] for rows in told] == [
+        [("running", 6)] * 2 + [("waiting", 0)] * 2,
+        [("running", 12)] * 2 + [("waiting", 0)] * 2,
+        [("finished", 12)] * 2 + [("running", 6)] * 2,
+        [("finished", 12)] * 2 + [("running", 12)] * 2,
+    ]
     for shards in (0, 5):
         with pytest.raises(SettingError, match="from 1 to 4"):
             done.run("too many", shards=shards)
@@ -334,8 +422,11 @@ def test_a_run_that_is_no_longer_finite_freezes_alone(done, capsys):
             done.runs[1].settings, hypers=dataclasses.replace(done.runs[1].settings.hypers, gamma=1e38)
         )
     )
-    outcome = done.run("frozen", of=[done.runs[0], bad, *done.runs[2:]])
+    told = []
+    keep = lambda shard, rows: told.append([row["status"] for row in table(done.root / "frozen")])  # noqa: E731
+    outcome = done.run("frozen", of=[done.runs[0], bad, *done.runs[2:]], on_epoch=keep)
     rows = values_of(outcome)
+    assert told == [["running", rows[1][1], "running", "running"]] * 2
     assert rows[1][1].startswith("frozen: ") and "at step" in rows[1][1]
     assert [rows[i] for i in (0, 2, 3)] == [values_of(done.outcome)[i] for i in (0, 2, 3)]
     assert "run 1 is frozen" in capsys.readouterr().out
@@ -509,10 +600,50 @@ def test_a_dry_run_prints_and_trains_nothing(done, tmp_path, capsys):
     dry_run(done.runs, how)
     printed = capsys.readouterr().out
     assert "4 runs, 4 at a time on" in printed and "replay" in printed and not (tmp_path / "none").exists()
-    assert "optimiser" in printed and "by XLA's plan" in printed and "of logged data" in printed
-    need = memory.pretraining_need(bundle(done.runs), make_layout(4, "mapped"))
-    assert need.logged == 2 * 40 * 8 * (4 * 2 + 2)  # environments, users, turns; items and click bits
+    assert "optimiser" in printed and "by XLA's plan" in printed
+    assert "to pre-train 4 GeMS" in printed and "of logged data" in printed.replace("\n", " ")
+    need, _ = memory.pretraining_need(bundle(done.runs), tmp_path, make_layout(4, "mapped"))
+    # Environments, users (all of them span the action boxes too), turns; items and click bits.
+    assert need.shared == 2 * (40 + 40) * 8 * (4 * 2 + 2)
     dry_run(done.runs, how, processes.Process(0, 2))
     assert "4 runs, 2 at a time on" in capsys.readouterr().out
     with pytest.raises(SettingError, match="--shards = 0"):
         dry_run(done.runs, dataclasses.replace(how, shards=0))
+
+
+def test_a_pretraining_that_does_not_fit_is_refused_with_what_would_and_what_is_kept_needs_nothing(
+    done, tmp_path, monkeypatch
+):
+    made, device = bundle(done.runs), jax.local_devices()[:1]
+    assert memory.pretraining_need(made, done.options.pretrained, make_layout(4, "vmapped", 4, device)) is None
+    needs = {
+        group: memory.pretraining_need(made, tmp_path, make_layout(4, "vmapped", group, device))[0]
+        for group in (1, 2, 4)
+    }
+    assert needs[1].total < needs[2].total < needs[4].total
+    for found in needs.values():
+        assert 0 <= found.arguments - found.shared - 4 * found.parts["state"] < 4_096 and found.temporary > 0
+
+    def sweep_in(limit: int, **changes):
+        monkeypatch.setattr(memory, "device_limit", lambda layout: limit)
+        options = {"layout": "vmapped", "group": 4, "pretrained": tmp_path / "runs", "data": tmp_path / "logs"}
+        chosen = dataclasses.replace(done.options, **(options | changes))
+        return sweep.run_sweep(done.runs, tmp_path / "sweep", chosen, devices=device)
+
+    compiled = []
+    with monkeypatch.context() as patched:
+        patched.setattr(memory, "need", lambda *_: compiled.append(1))
+        with pytest.raises(SettingError, match=r"group = 4 .* at most 2: pre-training of GeMS: .* a device for 4 runs"):
+            sweep_in(needs[2].total)
+        room = needs[4].shared + 3 * needs[4].parts["state"]
+        with pytest.raises(SettingError, match=r"runs of a device = 'pre-training of GeMS: .* at most 3 of this size"):
+            sweep_in(room, resume=True)
+        with pytest.raises(SettingError, match=r"--gems\.users"):
+            sweep_in(needs[4].shared, resume=True)
+    assert not compiled and not (tmp_path / "logs").exists()
+    _, how = parse(["--method", "sac-gems", "--runs", str(tmp_path), "--layout", "vmapped", "--group", "4"])
+    monkeypatch.setattr(jax, "local_devices", lambda: device)
+    monkeypatch.setattr(memory, "device_limit", lambda layout: needs[2].total)
+    monkeypatch.setattr(memory, "need", lambda *_: (needs[4]._replace(limit=None), None))  # that of training fits
+    with pytest.raises(SettingError, match="at most 2: pre-training of GeMS"):
+        dry_run(done.runs, how)

@@ -170,7 +170,12 @@ def test_two_processes_share_a_sweep_and_survive_the_death_of_one(tmp_path):
     second.kill()
     second.wait()
     first.communicate(timeout=300)  # it ends too: a batch system sees the failure and starts both again
-    assert first.returncode != 0 and not (tmp_path / "two" / "runs.csv").exists()
+    assert first.returncode != 0
+    with open(tmp_path / "two" / "runs.csv", newline="") as stream:  # which tells how far all were, and no result
+        told = list(csv.DictReader(stream))
+    assert [row["run"] for row in told] == ["0", "1", "2", "3"] and not any(row.get("test") for row in told)
+    assert {row["status"] for row in told} <= {"waiting", "running"} and told[0]["status"] == "running"
+    assert not (tmp_path / "two" / "metrics.csv").exists()
     shard = tmp_path / "two" / "shards" / "01"
     step = checkpoint.latest_step(shard / "checkpoints")
     before = [row for row in tracking.read_metrics(shard) if row["step"] <= step]

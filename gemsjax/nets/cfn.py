@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gemsjax.devices import unroll_of
 from gemsjax.nets.mlp import uniform
 from gemsjax.types import Array, Observation, Params
 
@@ -67,7 +68,8 @@ def unroll(beliefs: Sequence[Params], observation: Observation) -> tuple[Array, 
             state = _next(inputs_t, state, kernel)
             return state, state
 
-        return jax.lax.scan(step, jnp.zeros((inputs.shape[1], kernel.shape[0])), inputs)[1]
+        start = jnp.zeros((inputs.shape[1], kernel.shape[0]))
+        return jax.lax.scan(step, start, inputs, unroll=unroll_of(len(inputs)))[1]
 
     return tuple(one(params) for params in beliefs)
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gemsjax.devices import unroll_of
 from gemsjax.nets.mlp import affine, uniform
 from gemsjax.types import Array, Observation, Params
 
@@ -116,7 +117,7 @@ def _recurrence_forward(inputs: Array, kernel: Array, bias: Array) -> tuple[Arra
         return next_state, (next_state, saved)
 
     start = jnp.zeros((inputs.shape[1], kernel.shape[0]), inputs.dtype)
-    _, (states, saved) = jax.lax.scan(step, start, inputs)
+    _, (states, saved) = jax.lax.scan(step, start, inputs, unroll=unroll_of(len(inputs)))
     return states, (states, saved, kernel)
 
 
@@ -135,7 +136,8 @@ def _recurrence_backward(residuals: tuple, cotangent: Array) -> tuple[Array, Arr
         grad = grad + later
         return grad * update + (jnp.tile(grad, 3) * factor) @ kernel.T, grad
 
-    _, grads = jax.lax.scan(step, jnp.zeros_like(states[0]), (cotangent, factors, update), reverse=True)
+    turns, last = (cotangent, factors, update), jnp.zeros_like(states[0])
+    _, grads = jax.lax.scan(step, last, turns, reverse=True, unroll=unroll_of(len(states)))
     d_recurrent = jnp.tile(grads, 3) * factors
     d_inputs = jnp.concatenate([d_recurrent[..., : 2 * kernel.shape[0]], grads * by_new], axis=-1)
     return d_inputs, jnp.einsum("tbi,tbj->ij", before, d_recurrent), d_recurrent.sum(axis=(0, 1))

@@ -7,6 +7,7 @@ and notebooks.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from gemsjax.sweep.axes import Run
 from gemsjax.sweep.bundle import Bundle, bundle, identity, program, saved_like, stacked, test, weights_of
 from gemsjax.sweep.cadence import Cadence
 from gemsjax.sweep.layout import Layout, gather, going, make_layout, of_run, place
-from gemsjax.sweep.pretraining import pretrain
+from gemsjax.sweep.pretraining import Together, pretrain
 from gemsjax.sweep.processes import WAIT, Process, share, together
 
 Rows = list[dict[str, Any]]
@@ -102,11 +103,14 @@ def run_sweep(
     shards = min(process.total, len(runs)) if options.shards is None else options.shards
     require_count("shards", shards, 1, len(runs))
     dealt: list[list[int]] = []
+    waiting, target = [files.row_of(number, run, "waiting", 0) for number, run in enumerate(runs)], target_of(made)
+    tell = functools.partial(files.tell, directory, waiting, target) if process.rank == 0 else lambda: None
     if process.rank == 0:
         laid = _layout(directory, -(-len(runs) // shards), options, devices)
         about = {"layout_of_a_shard": laid.describe(), "processes": process.total, **surroundings()}
         about |= {"command": options.command} if options.command else {}
         dealt = files.begin(directory, runs, shards, about, resume=options.resume, overwrite=options.overwrite)
+        tell()
     together("the sweep has begun", process)
     dealt = dealt or files.continued(directory, runs)
     # One size of groups for all shards, be they of unequal length, and for every process.
@@ -114,15 +118,14 @@ def run_sweep(
     options = dataclasses.replace(options, layout="auto", group=group)
     for number in share(len(dealt), process):
         mine = [runs[run] for run in dealt[number]]
-        driver = _Shard(number, dealt[number], mine, directory, options, devices)
+        driver = _Shard(number, dealt[number], mine, directory, options, devices, tell)
         if not driver.drive(on_epoch):
             return Outcome(directory, [], stopped=True)
     if process.rank > 0:
         return Outcome(directory, [], stopped=False)
-    target = target_of(made)
     with tracking.StopRequest() as stop:
         for number in range(len(dealt)):
-            if not files.wait_for_results(directory, number, target, options.wait, lambda: stop.requested):
+            if not files.wait_for_results(directory, number, target, options.wait, lambda: stop.requested, tell):
                 return Outcome(directory, [], stopped=True)
     return Outcome(directory, files.collect(directory, target), stopped=False)
 
@@ -163,8 +166,10 @@ class _Shard:
         directory: Path,
         options: Options,
         devices: Sequence[jax.Device] | None,
+        tell: Callable[[], object],
     ) -> None:
         self.number, self.numbers, self.root, self.options = number, list(numbers), directory, options
+        self.tell = tell
         self.directory = files.shard(directory, number)
         self.made: Bundle = bundle(runs)
         self.layout: Layout = make_layout(len(runs), options.layout, options.group, devices)
@@ -189,15 +194,18 @@ class _Shard:
                     progress.update(self.done, told)
             self._save()
             if self.done < settings.steps and self.going.any():
+                self._tell("stopped")
                 return False
             files.write_results(self.root, self.number, target, self._test())
+            self.tell()
             return not stop.requested
 
     def _begin(self, stop: tracking.StopRequest) -> None:
         made, options = self.made, self.options
         self.saved, self.cadence = True, Cadence(options.checkpoint_minutes)
         like = saved_like(made)
-        # Now, not after hours of pre-training: what does not fit is refused.
+        # Now, not after hours of compiling or pre-training: what does not fit is refused.
+        planned = None if has_checkpoints(self.directory) else self._plan_pretraining()
         need, compiled = memory.need(made, like[1], self.layout)
         memory.refuse_unless_fits(need, self.layout, lambda layout: memory.need(made, like[1], layout)[0])
         self.programs = {min(self.settings.epoch_steps, self.settings.steps): compiled}
@@ -208,13 +216,29 @@ class _Shard:
             self.frozen_at = np.array(frozen_at)
             self.data, self.state = place(self.layout, data), place(self.layout, state)
         else:
-            failed = pretrain(made, options.pretrained, options.data, self.layout, stop)
+            failed = pretrain(made, options.pretrained, options.data, self.layout, stop, planned)
             data = stacked(made, weights_of(options.pretrained, options.data, failed))
             self.done, self.frozen_at = 0, np.array([self._without_gems(run, failed) for run in made.runs], np.int32)
             self.data = place(self.layout, data)
             self.state = jax.jit(self.program.make)(self.data, going(self.layout))
         self.log = tracking.MetricsLog(self.directory)
         self.log.truncate(self.done + 1)
+        rows = tracking.read_metrics(self.directory)
+        self.reasons = {row["run"]: row["frozen"] for row in rows if "frozen" in row}
+        self._tell("running")
+
+    def _plan_pretraining(self) -> Together | None:
+        """Programs of the GeMS that are missing; refuses them if they do not fit."""
+        root = self.options.pretrained
+        planned = memory.pretraining_need(self.made, root, self.layout)
+        if planned is None:
+            return None
+        memory.refuse_unless_fits(
+            planned[0],
+            planned[1].layout,
+            lambda layout: memory.pretraining_need(self.made, root, layout)[0],  # type: ignore[index]
+        )
+        return planned[1]
 
     def _without_gems(self, run: Run, failed: Collection[Path]) -> int:
         """`NEVER` for a run whose GeMS could not be trained."""
@@ -255,7 +279,7 @@ class _Shard:
                     step=self.done + length, seconds=seconds,
                 )  # fmt: skip
             else:
-                row["frozen"] = _reason(per_step, self.done)
+                row["frozen"] = self.reasons[number] = _reason(per_step, self.done)
                 self.frozen_at[place_] = self.done + length
                 print(f"\nrun {number} is frozen: {row['frozen']}; the others go on", flush=True)
             rows.append(row)
@@ -263,7 +287,26 @@ class _Shard:
         self.log.extend(rows)  # the rows first: a sweep that is killed in between drops them on resuming
         if self.cadence.due():
             self._save()
+        self._tell("running")
         return rows
+
+    def _rows(self, status: str) -> Rows:
+        """Rows of `runs.csv`; `status` of the runs that are not frozen."""
+        rows, best = [], gather(self.layout, self.state.best_return)
+        for place_, number in enumerate(self.numbers):
+            told, steps = status, self.done
+            if self.frozen_at[place_] == NEVER:
+                told, steps = "frozen: a loss of its GeMS was no longer finite", 0
+            elif not self.going[place_]:
+                told, steps = f"frozen: {self.reasons[number]}", int(self.frozen_at[place_])
+            row = files.row_of(number, self.made.runs[place_], told, steps)
+            rows.append(row | ({"best_validation": float(best[place_])} if np.isfinite(best[place_]) else {}))
+        return rows
+
+    def _tell(self, status: str) -> None:
+        """For whoever looks at the sweep while it goes on, or after it was killed. Nothing is continued from it."""
+        files.write_progress(self.root, self.number, self._rows(status))
+        self.tell()
 
     def _save(self) -> None:
         """A checkpoint of all runs as one, without the empty places: it restores on any number of devices."""
@@ -276,23 +319,12 @@ class _Shard:
         self.cadence.saved(started)
 
     def _test(self) -> Rows:
-        rows, last = [], {row["run"]: row for row in tracking.read_metrics(self.directory)}
-        best = gather(self.layout, self.state.best_return)
-        for place_, number in enumerate(self.numbers):
-            run = self.made.runs[place_]
-            row: dict[str, Any] = {"run": number, "method": run.settings.method, "env": run.settings.env}
-            row |= {"seed": run.settings.seed, "variant": run.settings.variant} | run.values
-            row |= {"status": "finished", "steps": self.done, "privileged": run.settings.privileged}
-            if self.frozen_at[place_] == NEVER:
-                row |= {"status": "frozen: a loss of its GeMS was no longer finite", "steps": 0}
-            elif not self.going[place_]:
-                row |= {"status": f"frozen: {last[number]['frozen']}", "steps": int(self.frozen_at[place_])}
-            if np.isfinite(best[place_]):
+        rows = self._rows("finished")
+        for place_, row in enumerate(rows):
+            if "best_validation" in row:
                 agent = of_run(self.state.best_agent, place_)
                 tested = test(self.made, place_, of_run(self.data, place_), agent)
-                row |= {"best_validation": float(best[place_]), "test": tested.mean, "test_se": tested.standard_error}
-                row["test_users"] = int(tested.returns.size)
-            rows.append(row)
+                row |= {"test": tested.mean, "test_se": tested.standard_error, "test_users": int(tested.returns.size)}
         return rows
 
 

@@ -1,11 +1,14 @@
 """What a sweep leaves on disk: one directory that tells the whole story by itself.
 
     sweep.json           what was asked (axes, command lines), each run's settings and shard, versions, devices
-    shards/00/           of one process's share: metrics.jsonl, checkpoints/ (all its runs as one), results.json
-    runs.csv             one row a run: its values, status, best validation, test return
-    metrics.csv          one row a run and epoch
+    shards/00/           of one process's share: metrics.jsonl, checkpoints/ (all its runs as one), progress.json (where
+                         each run is), results.json
+    runs.csv             one row a run: its values, status, steps, best validation, test return; as of the latest epoch
+    metrics.csv          one row a run and epoch, once all are finished
 
-A shard is driven by one process at a time (locked); the first process makes the two tables from the shards. Called by
+A shard is driven by one process at a time (locked); the first process makes the two tables from the shards: `runs.csv`
+after each of its epochs, and while it waits for the others. A run's status is `waiting`, `running`, `stopped` (by a
+signal), `frozen: ` and why, or `finished`; `running` where no process is left means that they were killed. Called by
 the other files of `gemsjax.sweep`.
 """
 
@@ -27,7 +30,10 @@ from gemsjax.sweep.axes import Run
 
 FORMAT = "gemsjax-sweep-1"
 """Marks a `sweep.json` as ours."""
-_INDEX, _RESULTS, _RUNS, _METRICS = "sweep.json", "results.json", "runs.csv", "metrics.csv"
+_INDEX, _RUNS, _METRICS = "sweep.json", "runs.csv", "metrics.csv"
+_PROGRESS, _RESULTS = "progress.json", "results.json"
+TELL = 10.0
+"""Seconds between looks at how far the other processes are, for who waits for them."""
 
 
 def deal(runs: int, shards: int) -> list[list[int]]:
@@ -164,16 +170,58 @@ def results(directory: Path, number: int, target: Target) -> list[dict[str, Any]
     return found["rows"] if found["of"] == target else None
 
 
+def row_of(number: int, run: Run, status: str, steps: int) -> dict[str, Any]:
+    """A run's row in `runs.csv`, as far as it is known before there are results."""
+    settings = run.settings
+    row: dict[str, Any] = {"run": number, "method": settings.method, "env": settings.env}
+    row |= {"seed": settings.seed, "variant": settings.variant} | run.values
+    return row | {"status": status, "steps": steps, "privileged": settings.privileged}
+
+
+def write_progress(directory: Path, number: int, rows: list[dict[str, Any]]) -> None:
+    """Where a shard's runs are, in rows of `runs.csv`."""
+    disk.write_json(shard(directory, number) / _PROGRESS, {"rows": rows})
+
+
+def tell(directory: Path, waiting: Sequence[Mapping[str, Any]], target: Target) -> None:
+    """Write `runs.csv` as it is now. For the first process only: two could write at once on a shared disk.
+
+    Args:
+      directory: of the sweep.
+      waiting: a row for each run that no shard tells of yet.
+      target: what results are of.
+    """
+    found = {row["run"]: row for row in waiting}
+    for number in range(len(read(directory)["shards"])):
+        rows = results(directory, number, target)
+        if rows is None:
+            try:
+                rows = json.loads((shard(directory, number) / _PROGRESS).read_text(encoding="utf-8"))["rows"]
+            except (OSError, ValueError):
+                rows = []
+        found |= {row["run"]: row for row in rows or []}
+    disk.write(directory / _RUNS, _table([found[number] for number in sorted(found)]).encode())
+
+
 def wait_for_results(
-    directory: Path, number: int, target: Target, seconds: float, stop: Callable[[], bool] = lambda: False
+    directory: Path,
+    number: int,
+    target: Target,
+    seconds: float,
+    stop: Callable[[], bool] = lambda: False,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> bool:
-    """Wait until another process has finished its shard, or until `stop()`: False then.
+    """Wait until another process has finished its shard, or until `stop()`: False then. Calls `meanwhile` now and then.
 
     Raises:
       DataError: it did not in time.
     """
-    deadline = time.monotonic() + seconds
+    started = told = time.monotonic()
+    deadline = started + seconds
     while results(directory, number, target) is None:
+        if time.monotonic() > told + TELL:
+            meanwhile()
+            told = time.monotonic()
         if time.monotonic() > deadline:
             raise DataError(f"{directory}: another process did not finish shard {number} within {seconds:.0f} s")
         if stop():

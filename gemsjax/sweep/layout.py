@@ -80,8 +80,9 @@ def make_layout(
 
     Args:
       runs: N.
-      kind: `mapped`, `vmapped`, or `auto`: mapped on CPUs, where the batched small products of vmapped runs are slower
-        than single ones (results/benchmark_sweep.json), vmapped on accelerators, which one small network leaves idle.
+      kind: `mapped`, `vmapped`, or `auto`: mapped on CPUs, where the batched small products of vmapped runs were slower
+        than single ones on quiet cores (docs/performance.md), vmapped on accelerators, which one small network leaves
+        idle (not measured: none was at hand).
       group: runs of a group; by default one if mapped, and all of a device's if vmapped.
       devices: by default all local ones.
 

@@ -1,6 +1,6 @@
 """What a sweep needs of each device, before it begins: bytes a run by part, and what XLA plans for the whole program.
 
-Called by `experiments.sweep --dry-run`, and by every sweep before it trains.
+Called by `experiments.sweep --dry-run`, and by every sweep before it pre-trains and before it trains.
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
-from gemsjax import methods, prepare
+from gemsjax import datasets, prepare
 from gemsjax.errors import SettingError
-from gemsjax.pretrain.gems import make_pretraining
+from gemsjax.prepare import gems as single
+from gemsjax.pretrain.gems import Slates
+from gemsjax.settings import TrainSettings
+from gemsjax.sweep import pretraining
 from gemsjax.sweep.bundle import Bundle, program
 from gemsjax.sweep.layout import Layout, going, make_layout
 from gemsjax.train import Run as RunData
@@ -29,12 +33,15 @@ class Need(NamedTuple):
     """Bytes.
 
     Attributes:
-      parts: of one run: `replay`, `networks` and `optimiser` of its agent, `best_agent`, `data` (weights, environment).
-      arguments: of a device, before the program starts: all parts of its runs, as XLA counts them.
+      parts: of one run: `replay`, `networks` and `optimiser` of its agent, `best_agent`, `data` (weights, environment);
+        of a slate VAE's pre-training: `state`.
+      arguments: of a device, before the program starts: all parts of its runs, as XLA counts them, and what they share.
       temporary: that the program takes besides, of a device.
       limit: what a device has; None if unknown.
       output: what the program returns, of a device.
       alias: as much of that as lies where arguments were, since the runs are changed in place.
+      shared: what every device holds once for all of its runs, the logged data of a pre-training.
+      task: what needs it, a key of `_SMALLER`.
     """
 
     parts: dict[str, int]
@@ -43,6 +50,8 @@ class Need(NamedTuple):
     limit: int | None
     output: int = 0
     alias: int = 0
+    shared: int = 0
+    task: str = "training"
 
     @property
     def total(self) -> int:
@@ -72,13 +81,19 @@ def need(made: Bundle, data: RunData, layout: Layout, limit: int | None = None) 
     compiled = kept.lower(like, state, going(layout), numbers).compile()
     share = layout.places // len(layout.devices)
     parts = {name: size // layout.places for name, size in _parts(state, like).items()}
-    planned = compiled.memory_analysis()
     limit = device_limit(layout) if limit is None else limit
-    if planned is None:  # a backend that does not say
-        return Need(parts, sum(parts.values()) * share, 0, limit), compiled
-    kinds = ("argument", "temp", "output", "alias")
-    arguments, temporary, output, alias = (int(getattr(planned, f"{kind}_size_in_bytes")) for kind in kinds)
-    return Need(parts, arguments, temporary, limit, output, alias), compiled
+    return _planned(compiled, Need(parts, sum(parts.values()) * share, 0, limit)), compiled
+
+
+def _planned(compiled: Any, counted: Need) -> Need:
+    """`counted` with XLA's numbers in place of its own; as it is where the backend does not say."""
+    planned = compiled.memory_analysis()
+    if planned is None:
+        return counted
+    arguments, temporary, output, alias = (
+        int(getattr(planned, f"{kind}_size_in_bytes")) for kind in ("argument", "temp", "output", "alias")
+    )
+    return counted._replace(arguments=arguments, temporary=temporary, output=output, alias=alias)
 
 
 def _parts(state: Any, data: RunData) -> dict[str, int]:
@@ -93,38 +108,69 @@ def _parts(state: Any, data: RunData) -> dict[str, int]:
     }
 
 
-class Pretraining(NamedTuple):
-    """Bytes of a device while slate VAEs are pre-trained together, before any run trains; the program's own left out.
+PRETRAINING = "pre-training of GeMS"
+_SMALLER = {
+    "training": "fewer runs, or a smaller replay",
+    PRETRAINING: "fewer runs, or less logged data (--gems.users)",
+}
+"""What may help where no group fits."""
 
-    Attributes:
-      logged: the logged data of all environments.
-      state: of one run: the network, its moments, and the best network so far.
-      total: `logged`, and the states of a device's runs.
+
+def pretraining_need(
+    made: Bundle, root: Path, layout: Layout, limit: int | None = None
+) -> tuple[Need, pretraining.Together] | None:
+    """What pre-training the GeMS that are missing needs, before any run trains, and the programs that say so.
+
+    None if all are kept below `root`, or the method has none. Learning and validation take turns, beside the logged
+    data of both: the larger of the two counts.
+
+    Args:
+      made, layout: of the sweep.
+      root: of pre-trained weights.
+      limit: see `need`.
     """
-
-    logged: int
-    state: int
-    total: int
-
-
-def pretraining_need(made: Bundle, layout: Layout) -> Pretraining | None:
-    """What the pre-training of all runs' GeMS needs of a device, if nothing is kept of it; None without GeMS."""
-    if methods.method(made.settings.method).ranker != "gems":
+    ones = pretraining.missing(made, root)
+    if not ones:
         return None
-    logs = {
-        prepare.log_directory(run.settings, world, Path()): (run.settings.gems.users, world.dims)
-        for run, world in zip(made.runs, made.worlds, strict=True)
-    }
-    logged = sum(users * dims.horizon * _slate_bytes(dims) for users, dims in logs.values())
-    state = jax.eval_shape(make_pretraining(made.settings.gems.spec, made.worlds[0].dims).init, jax.random.key(0))
-    share = layout.places // len(layout.devices)
-    return Pretraining(logged, _bytes(state), logged + share * _bytes(state))
+    of = pretraining.together(ones, layout)
+    layout, settings = of.layout, ones[0].settings
+    limit = device_limit(layout) if limit is None else limit
+    logs = [prepare.log_directory(one.settings, one.world, Path()) for one in ones]
+    sets = sorted(set(logs))
+    validation, training, bound = _logged(settings, ones[0].world.dims, len(sets), layout)
+    data = pretraining.data_of(layout, [one.settings for one in ones], [sets.index(log) for log in logs])
+    state = jax.eval_shape(of.make, data, going(layout))
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.sharding), state)
+    parts, shared = {"state": _bytes(state) // layout.places}, _bytes((validation, training)) + bound
+    piece = single.pieces_of(training.slates.shape[1] // settings.gems.batch_size)[0]
+    found = []
+    for call, read, rest in ((of.update, training, (jnp.int32(0), piece)), (of.validate, validation, ())):
+        compiled = call.lower(data, state, going(layout), read, *rest).compile()
+        arguments = _bytes(state) // len(layout.devices) + _bytes(read)
+        told = _planned(compiled, Need(parts, arguments, 0, limit, 0, 0, shared, PRETRAINING))
+        found.append(told._replace(arguments=told.arguments + shared - _bytes(read)))
+    return max(found, key=lambda one: one.total), of
 
 
-def _slate_bytes(dims: Dims) -> int:
-    """Of a logged slate and its clicks, in the types of `datasets.LoggedSlates`."""
-    clicks = 2 if dims.slate_size <= 16 else 4 if dims.slate_size <= 32 else dims.slate_size
-    return dims.slate_size * (2 if dims.num_items <= 2**15 else 4) + clicks
+def _logged(settings: TrainSettings, dims: Dims, sets: int, layout: Layout) -> tuple[Slates, Slates, int]:
+    """Shapes of the logged data that each device holds, validation and training; bytes of what spans action boxes."""
+    users = settings.gems.users
+    items: Any = np.int16 if dims.num_items <= 2**15 else np.int32
+    clicks: Any = np.uint16 if dims.slate_size <= 16 else np.uint32 if dims.slate_size <= 32 else np.bool_
+    everywhere = NamedSharding(layout.mesh, PartitionSpec())
+
+    def blank(kind: Any, *shape: int) -> np.ndarray:  # [users, H, ...] that is one number in memory
+        return np.broadcast_to(np.zeros((), kind), (users, dims.horizon, *shape))
+
+    def flat(column: np.ndarray) -> Any:
+        shape = (sets, column.shape[0] * column.shape[1], *column.shape[2:])
+        return jax.ShapeDtypeStruct(shape, column.dtype, sharding=everywhere)
+
+    clicked = () if dims.slate_size <= 32 else (dims.slate_size,)
+    logged = datasets.LoggedSlates(blank(items, dims.slate_size), blank(clicks, *clicked), {})
+    validation, training = (Slates(flat(part.slates), flat(part.clicks)) for part in datasets.split(logged))
+    turns = sets * min(users, single.BOUND_USERS) * dims.horizon
+    return validation, training, turns * (logged.slates[0, 0].nbytes + logged.clicks[0, 0].nbytes)
 
 
 def _like(data: RunData, layout: Layout) -> RunData:
@@ -163,7 +209,7 @@ def refuse_unless_fits(found: Need, layout: Layout, smaller: Callable[[Layout], 
 
     Args:
       found: of `layout`.
-      layout: as asked for.
+      layout: as asked for (of a pre-training: of its slate VAEs).
       smaller: measures another layout.
 
     Raises:
@@ -173,9 +219,11 @@ def refuse_unless_fits(found: Need, layout: Layout, smaller: Callable[[Layout], 
         return
     assert found.limit is not None
     told = f"{found.total / 2**20:,.0f} MiB a device for {layout.places // len(layout.devices)} runs"
+    told = told if found.task == "training" else f"{found.task}: {told}"
     if found.arguments > found.limit:
-        most = found.limit // max(sum(found.parts.values()), 1)
-        raise SettingError("runs of a device", told, f"at most {most} of this size, in {found.limit / 2**20:,.0f} MiB")
+        most = max(found.limit - found.shared, 0) // max(sum(found.parts.values()), 1)
+        most_told = f"at most {most} of this size" if most else _SMALLER[found.task]
+        raise SettingError("runs of a device", told, f"{most_told}, in {found.limit / 2**20:,.0f} MiB")
     fits, too_many = 0, layout.group
     while too_many - fits > 1:  # what is needed grows with the group
         group = (fits + too_many) // 2
@@ -183,5 +231,5 @@ def refuse_unless_fits(found: Need, layout: Layout, smaller: Callable[[Layout], 
             fits = group
         else:
             too_many = group
-    wanted = f"at most {fits}" if fits else "fewer runs, or a smaller replay"
+    wanted = f"at most {fits}" if fits else _SMALLER[found.task]
     raise SettingError("group", layout.group, f"{wanted}: {told}, of {found.limit / 2**20:,.0f} MiB")

@@ -34,15 +34,72 @@ class Data(NamedTuple):
     dataset: Array
 
 
-class _One(NamedTuple):
+class One(NamedTuple):
+    """A slate VAE: of which run (the last of those that share it), where it lies, and what says which it is."""
+
     settings: TrainSettings
     world: World
     directory: Path
     config: dict[str, Any]
 
 
-def pretrain(made: Bundle, root: Path, data_root: Path, layout: Layout, stop: tracking.StopRequest) -> frozenset[Path]:
+class Together(NamedTuple):
+    """The programs of several slate VAEs, to plan with and then to train with: what is compiled is compiled once.
+
+    Attributes:
+      layout: of the VAEs.
+      pretraining: of one.
+      make: `(data, going) -> state`.
+      update, validate: compiled when called, or by `lower(...).compile()` before; the state is donated. See `programs`.
+    """
+
+    layout: Layout
+    pretraining: Pretraining
+    make: Any
+    update: Any
+    validate: Any
+
+
+def wanted(made: Bundle, root: Path) -> list[One]:
+    """The GeMS of all runs, each once, in the order of their directories."""
+    if methods.method(made.settings.method).ranker != "gems":
+        return []
+    found: dict[Path, One] = {}
+    for run, world in zip(made.runs, made.worlds, strict=True):
+        directory, config = single.place_of(run.settings, world, root)
+        found[directory] = One(run.settings, world, directory, config)
+    return [one for _, one in sorted(found.items())]
+
+
+def missing(made: Bundle, root: Path) -> list[One]:
+    """Those that no earlier run left, by their files alone: `pretrain` looks into them too."""
+    return [one for one in wanted(made, root) if checkpoint.latest_step(one.directory / single.WEIGHTS) is None]
+
+
+def together(ones: Sequence[One], layout: Layout) -> Together:
+    """Programs of these slate VAEs; `layout` is that of the sweep's runs."""
+    layout = layout_of(len(ones), layout)
+    pretraining = make_pretraining(ones[0].settings.gems.spec, ones[0].world.dims)
+    updates, validate = programs(pretraining, layout)
+    calls = (jax.jit(program.call, donate_argnums=1) for program in (updates, validate))
+    return Together(layout, pretraining, jax.jit(updates.make), *calls)
+
+
+def pretrain(
+    made: Bundle,
+    root: Path,
+    data_root: Path,
+    layout: Layout,
+    stop: tracking.StopRequest,
+    planned: Together | None = None,
+) -> frozenset[Path]:
     """Pre-train what is missing. Stopped, it continues at the epoch that it was in.
+
+    Args:
+      made, layout: of the sweep.
+      root, data_root: of pre-trained weights and logged data.
+      stop: asked for between calls.
+      planned: programs that are there already, used if they are of as many VAEs as are missing.
 
     Returns:
       Directories of those whose loss was no longer finite; the others are finished and kept.
@@ -50,36 +107,31 @@ def pretrain(made: Bundle, root: Path, data_root: Path, layout: Layout, stop: tr
     Raises:
       KeyboardInterrupt: Ctrl-C or SIGTERM.
     """
-    if methods.method(made.settings.method).ranker != "gems":
+    ones = wanted(made, root)
+    if not ones:
         return frozenset()
-    wanted: dict[Path, _One] = {}
-    for run, world in zip(made.runs, made.worlds, strict=True):
-        directory, config = single.place_of(run.settings, world, root)
-        wanted[directory] = _One(run.settings, world, directory, config)
     root.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
         # Processes whose runs share a GeMS wait for each other; in one order, so that none waits in a circle.
-        for directory in sorted(wanted):
-            name = directory.relative_to(root).as_posix().replace("/", "_")
+        for one in ones:
+            name = one.directory.relative_to(root).as_posix().replace("/", "_")
             locks.enter_context(disk.lock(root / f".{name}.lock"))
-        missing = [
-            one for _, one in sorted(wanted.items()) if single.kept_weights(one.settings, one.world, root) is None
-        ]
-        if not missing:
+        ones = [one for one in ones if single.kept_weights(one.settings, one.world, root) is None]
+        if not ones:
             return frozenset()
-        together = _Pretraining(missing, root, data_root, layout)
+        fits = planned is not None and planned.layout == layout_of(len(ones), layout)
+        driver = _Pretraining(ones, root, data_root, planned if planned and fits else together(ones, layout))
         if stop.requested:
             raise KeyboardInterrupt("before GeMS is pre-trained")
-        return together.drive(stop)
+        return driver.drive(stop)
 
 
 class _Pretraining:
     """Several slate VAEs as one program."""
 
-    def __init__(self, ones: list[_One], root: Path, data_root: Path, layout: Layout) -> None:
+    def __init__(self, ones: list[One], root: Path, data_root: Path, programs: Together) -> None:
         self.ones, self.gems = ones, ones[0].settings.gems
-        self.layout = layout_of(len(ones), layout)
-        self.pretraining: Pretraining = make_pretraining(self.gems.spec, ones[0].world.dims)
+        self.programs, self.layout, self.pretraining = programs, programs.layout, programs.pretraining
         logs = {prepare.log_directory(one.settings, one.world, data_root): one for one in ones}
         logged = [prepare.logged_data(one.settings, one.world, data_root) for one in logs.values()]
         self.config = {"gems": [one.config for one in ones], "datasets": [data.checksum for data in logged]}
@@ -92,14 +144,11 @@ class _Pretraining:
 
     def drive(self, stop: tracking.StopRequest) -> frozenset[Path]:
         """All epochs; then the weights of each, where a single run's lie. Returns the directories without any."""
-        updates, validate = programs(self.pretraining, self.layout)
-        self.update = jax.jit(updates.call, donate_argnums=1)
-        self.validate = jax.jit(validate.call, donate_argnums=1)
         self.data = data_of(self.layout, [one.settings for one in self.ones], self.which)
         with ExitStack() as held:
             for one in self.ones:
                 held.enter_context(tracking.RunDirectory(one.directory, one.config, resume=True))
-            state, done, fine = self._resume(updates)
+            state, done, fine = self._resume()
             logs = [tracking.MetricsLog(one.directory) for one in self.ones]
             for log in logs:
                 log.truncate(done + 1)
@@ -107,10 +156,10 @@ class _Pretraining:
                 state, fine = self._epoch(state, fine, epoch, logs, stop)
             return self._keep(state, fine)
 
-    def _resume(self, updates: Program) -> tuple[GeMSState, int, np.ndarray]:
+    def _resume(self) -> tuple[GeMSState, int, np.ndarray]:
         fine = np.ones(len(self.ones), bool)
         if not has_checkpoints(self.directory):
-            return jax.jit(updates.make)(self.data, going(self.layout)), 0, fine
+            return self.programs.make(self.data, going(self.layout)), 0, fine
         like = jax.eval_shape(self.pretraining.init, jax.random.key(0))
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(self.ones), *x.shape), x.dtype), like)
         saved = checkpoint.restore(self.directory / "checkpoints", (like, fine), config=self.config)
@@ -126,13 +175,14 @@ class _Pretraining:
         with tracking.Progress(total, f"GeMS, {count} together", start=start, unit="batches") as progress:
             for piece in single.pieces_of(batches):
                 active = going(self.layout, fine)
-                state, metrics = self.update(self.data, state, active, self.training, jnp.int32(epoch), piece)
+                inputs = (self.training, jnp.int32(epoch), piece)
+                state, metrics = self.programs.update(self.data, state, active, *inputs)
                 losses.append(gather(self.layout, metrics))
                 fine = fine & np.isfinite(losses[-1]["loss"]).all(axis=1)
                 progress.update(start + int(piece[-1]) + 1, {"loss": np.nanmean(losses[-1]["loss"])})
                 if stop.requested:
                     raise KeyboardInterrupt(f"in epoch {epoch + 1} of GeMS, which begins anew when asked for again")
-        state, validated = self.validate(self.data, state, going(self.layout, fine), self.validation)
+        state, validated = self.programs.validate(self.data, state, going(self.layout, fine), self.validation)
         told = gather(self.layout, validated)
         fine = fine & np.isfinite(told["loss"])
         for number in np.flatnonzero(fine):
