@@ -44,6 +44,7 @@ from gemsjax.agents.base import Acting
 from gemsjax.devices import surroundings, use_precision, use_unroll
 from gemsjax.errors import require, require_choice
 from gemsjax.evaluate import play_users
+from gemsjax.prepare.gems import LEAST_SHARE
 from gemsjax.pretrain.gems import Slates, make_pretraining
 from gemsjax.pretrain.matrix_factorisation import Clicks, MFSettings, make_factorisation
 from gemsjax.settings import GeMSSettings, TrainSettings
@@ -116,7 +117,10 @@ def gems_pretraining(settings: TrainSettings) -> Figure:
     data = Slates(jnp.asarray(slates), jnp.asarray(rng.random(slates.shape) < 0.1))
     state, hypers = jax.jit(pretraining.init)(jax.random.key(0)), prepare.as_arrays(gems.hypers)
     inputs = (state, hypers, jax.random.key(0), data, jnp.int32(0), jnp.arange(batches))
-    flops, devices = flops_of(jax.jit(pretraining.updates).lower(*inputs).compile()), sharers(gems.batch_size)
+    flops, devices = (
+        flops_of(jax.jit(pretraining.updates).lower(*inputs).compile()),
+        sharers(gems.batch_size, LEAST_SHARE),
+    )
     inputs = everywhere(devices, inputs)
     compiled = jax.jit(together(devices, pretraining.updates)).lower(*inputs).compile()
     return figure_of(

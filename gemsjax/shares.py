@@ -25,12 +25,14 @@ AXIS = "shares"
 _count: ContextVar[int] = ContextVar("shares", default=1)
 
 
-def sharers(batch: int) -> tuple[jax.Device, ...]:
-    """Who shares each update on `batch` rows: on CPUs as many devices as divide it, else the default one alone."""
+def sharers(batch: int, least: int = 1) -> tuple[jax.Device, ...]:
+    """Who shares each update on `batch` rows: on CPUs as many devices as divide it into shares of at least `least`
+    rows, else the default one alone."""
     devices = jax.local_devices()
     if devices[0].platform != "cpu":
         return (devices[0],)
-    return tuple(devices[: max(n for n in range(1, len(devices) + 1) if batch % n == 0)])
+    fair = (n for n in range(1, len(devices) + 1) if batch % n == 0 and batch // n >= least)
+    return tuple(devices[: max(fair, default=1)])
 
 
 def together(devices: Sequence[jax.Device], function: Callable[..., Any]) -> Callable[..., Any]:

@@ -27,6 +27,8 @@ PRETRAINING = 2**32 - 2
 """Where training folds step numbers into the seed's key, pre-training folds this."""
 WEIGHTS = "weights"
 """Where the finished weights lie below a pre-training's directory."""
+LEAST_SHARE = 64
+"""Slates of a batch that make it worth a device of its own."""
 CALLS_PER_EPOCH = 10
 """Pieces in which an epoch of pre-training is called, for progress and Ctrl-C."""
 
@@ -90,7 +92,7 @@ def _pretrain(
     data: datasets.LoggedSlates,
     stop: tracking.StopRequest,
 ) -> GeMSWeights:
-    devices = sharers(gems.batch_size)
+    devices = sharers(gems.batch_size, LEAST_SHARE)
     validation, training = (everywhere(devices, on_device(part)) for part in datasets.split(data))
     config = config | {"dataset": data.checksum}
     updates = jax.jit(together(devices, pretraining.updates), donate_argnums=0)
