@@ -36,8 +36,8 @@ import numpy as np
 
 from experiments._measure import Figure, figure_of, flops_of, matrix_rate, turn_flops
 from experiments._sweep_compile import published
-from gemsjax import datasets, prepare, sweep
-from gemsjax.agents.base import Acting
+from gemsjax import datasets, prepare, runs, sweep
+from gemsjax.agents.base import Acting, Agent
 from gemsjax.devices import surroundings
 from gemsjax.errors import require_count
 from gemsjax.evaluate import user_keys
@@ -45,11 +45,12 @@ from gemsjax.pretrain.gems import make_pretraining
 from gemsjax.replay import make_replay
 from gemsjax.rollout import episodes, returns
 from gemsjax.settings import TrainSettings
+from gemsjax.shares import everywhere, together
 from gemsjax.sweep.bundle import Bundle, bundle, stacked, with_key
 from gemsjax.sweep.layout import going, make_layout, over_runs, place
 from gemsjax.sweep.memory import device_limit
 from gemsjax.sweep.pretraining import data_of, programs, share_sets
-from gemsjax.train import Run, TrainState
+from gemsjax.train import Plan, Run, Training, TrainState
 from gemsjax.types import Array, Key
 
 STEPS, REPEATS, EPISODES = 50, 3, 2_000
@@ -214,11 +215,25 @@ def one_by_one(base: TrainSettings) -> tuple[Figure, float | None]:
     """Single runs, as `experiments.train` makes them; and the operations of one step."""
     made = _made(base, 1)
     run = _single(made)
-    state = jax.jit(made.training.init)(run)
-    compiled = jax.jit(made.training.steps, donate_argnums=1).lower(run, state, jnp.arange(STEPS)).compile()
-    flops = flops_of(compiled)
-    call = _continued(state, lambda state, numbers: compiled(run, state, numbers), STEPS)
+    call, flops = steps_of_one(made.training, made.agent, made.settings.plan, run, STEPS)
     return figure_of("one_by_one", "run-updates/s", STEPS, flops * STEPS if flops else None, call, REPEATS), flops
+
+
+def steps_of_one(
+    training: Training, agent: Agent, plan: Plan, run: Run, count: int
+) -> tuple[Callable[[], Any], float | None]:
+    """A call that makes `count` steps of a run as `experiments.train` does, and goes on where the last call ended; the
+    operations of a step.
+
+    Of devices that share an update XLA counts one's, and of what is made block by block one block's: operations are
+    those of one device in one piece.
+    """
+    devices, state, numbers = runs.sharers_of(agent, plan), jax.jit(training.init)(run), jnp.arange(count)
+    alone = jax.jit(training.steps, donate_argnums=1).lower(run, state, numbers)
+    run, state, numbers = everywhere(devices, (run, state, numbers))
+    compiled = jax.jit(together(devices, training.steps), donate_argnums=1).lower(run, state, numbers).compile()
+    flops = flops_of(compiled if len(devices) == 1 else alone.compile())
+    return _continued(state, lambda state, numbers: compiled(run, state, everywhere(devices, numbers)), count), flops
 
 
 def _over(made: Bundle, kind: str, steps: Steps, count: int) -> Callable[[], Any]:

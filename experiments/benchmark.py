@@ -183,22 +183,8 @@ def train(method: str, settings: TrainSettings) -> Figure:
     world, count = prepare.world_of(settings), 40
     weights = prepare.untrained_weights(settings, world)
     agent = runs.make_agent(settings, world, weights)
-    training, devices = make_training(world.env, agent, plan), runs.sharers_of(agent, plan)
     run = Run(jax.random.key(0), prepare.as_arrays(settings.hypers), weights, world.params)
-    state, numbers = jax.jit(training.init)(run), jnp.arange(count)
-    whole = jax.jit(training.steps, donate_argnums=1).lower(run, state, numbers)
-    run, state, numbers = everywhere(devices, (run, state, numbers))
-    compiled = jax.jit(together(devices, training.steps), donate_argnums=1).lower(run, state, numbers).compile()
-    # XLA counts one device's operations, and those of one block: the floor is that of the program in one piece.
-    flops = flops_of(compiled if len(devices) == 1 else whole.compile())
-    held = {"state": state, "done": 0}
-
-    def call() -> Any:
-        held["state"], metrics = compiled(run, held["state"], everywhere(devices, jnp.arange(count) + held["done"]))
-        held["done"] += count
-        return metrics
-
-    call()  # warm-up episodes, after which every step updates
+    call, flops = _sweep_benchmark.steps_of_one(make_training(world.env, agent, plan), agent, plan, run, count)
     return figure_of(f"train_{method}", "steps/s", count, flops * count if flops else None, call)
 
 
