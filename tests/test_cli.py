@@ -62,6 +62,15 @@ def test_the_cache_is_made_private(jax_settings, monkeypatch, tmp_path):
     assert (tmp_path / "gemsjax" / "xla").stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.parametrize(("theirs", "kept"), [(None, 0.0), ("1", None)])
+def test_small_programs_are_kept_too_unless_somebody_says_otherwise(jax_settings, monkeypatch, tmp_path, theirs, kept):
+    name = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+    monkeypatch.delenv(name, raising=False) if theirs is None else monkeypatch.setenv(name, theirs)
+    monkeypatch.setenv(_cli.CACHE_VARIABLE, str(tmp_path / "programs"))
+    assert _cli.use_compile_cache() == tmp_path / "programs"
+    assert getattr(jax_settings, name.lower(), None) == kept
+
+
 def test_a_cache_that_others_may_write_to_is_not_used(jax_settings, monkeypatch, tmp_path, capsys):
     tmp_path.chmod(0o770)
     monkeypatch.setenv(_cli.CACHE_VARIABLE, str(tmp_path))
