@@ -231,7 +231,7 @@ def steps_of_one(
     devices, state, numbers = runs.sharers_of(agent, plan), jax.jit(training.init)(run), jnp.arange(count)
     alone = jax.jit(training.steps, donate_argnums=1).lower(run, state, numbers)
     run, state, numbers = everywhere(devices, (run, state, numbers))
-    compiled = jax.jit(together(devices, training.steps), donate_argnums=1).lower(run, state, numbers).compile()
+    compiled = together(devices, training.steps, donate_argnums=1).lower(run, state, numbers).compile()
     flops = flops_of(compiled if len(devices) == 1 else alone.compile())
     return _continued(state, lambda state, numbers: compiled(run, state, everywhere(devices, numbers)), count), flops
 

@@ -117,12 +117,10 @@ def gems_pretraining(settings: TrainSettings) -> Figure:
     data = Slates(jnp.asarray(slates), jnp.asarray(rng.random(slates.shape) < 0.1))
     state, hypers = jax.jit(pretraining.init)(jax.random.key(0)), prepare.as_arrays(gems.hypers)
     inputs = (state, hypers, jax.random.key(0), data, jnp.int32(0), jnp.arange(batches))
-    flops, devices = (
-        flops_of(jax.jit(pretraining.updates).lower(*inputs).compile()),
-        sharers(gems.batch_size, LEAST_SHARE),
-    )
+    flops = flops_of(jax.jit(pretraining.updates).lower(*inputs).compile())
+    devices = sharers(gems.batch_size, LEAST_SHARE)
     inputs = everywhere(devices, inputs)
-    compiled = jax.jit(together(devices, pretraining.updates)).lower(*inputs).compile()
+    compiled = together(devices, pretraining.updates).lower(*inputs).compile()
     return figure_of(
         "gems_pretraining", "batches/s", batches, flops * batches if flops else None, lambda: compiled(*inputs)
     )

@@ -42,6 +42,7 @@ from gemsjax.settings import TrainSettings
 from gemsjax.sweep import memory
 from gemsjax.sweep.axes import SIZES, WORLD
 from gemsjax.sweep.bundle import bundle, saved_like
+from gemsjax.sweep.layout import KINDS
 from gemsjax.sweep.processes import Process, start
 
 
@@ -226,12 +227,14 @@ def _refuse(unknown: list[str], known: type, accepted: Sequence[str]) -> None:
     close = get_close_matches(flag, flags, n=1)
     hint = f"did you mean {close[0]!r}? " if close else "there is no such flag, see --help. "
     differ = f"What may differ between runs: {', '.join(accepted)}"
-    raise SettingError(flag, value or " ".join(unknown[place + 1 :]), hint + differ)
+    after = unknown[place + 1 :]
+    own = after[: next((n for n, word in enumerate(after) if word.startswith("--")), len(after))]
+    raise SettingError(flag, value or " ".join(own), hint + differ)
 
 
 def _check(how: How) -> None:
     """Refuse settings of the machine where the line is typed, which may be long before a batch system runs it."""
-    require_choice("--layout", how.layout, ("auto", "mapped", "vmapped"))
+    require_choice("--layout", how.layout, KINDS)
     require_choice("--precision", how.precision, PRECISIONS)
     require_count("--unroll", how.unroll, 1, MOST_UNROLLED)
 

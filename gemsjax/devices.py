@@ -146,5 +146,5 @@ def surroundings() -> dict[str, Any]:
     device = jax.devices()[0]
     versions = {package: version(package) for package in _PACKAGES}
     precision = jax.config.jax_default_matmul_precision or "default"  # type: ignore[attr-defined]
-    about = {"platform": device.platform, "kind": device.device_kind}
+    about = {"platform": device.platform, "kind": device.device_kind, "count": jax.local_device_count()}
     return {"versions": versions, "device": about, "precision": precision, "unroll": _unrolled}

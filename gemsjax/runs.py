@@ -201,8 +201,8 @@ class _Driver:
 
     def _compile(self, length: int) -> Any:
         started = time.perf_counter()
-        numbers, epoch = everywhere(self.devices, jnp.arange(length)), together(self.devices, self.training.epoch)
-        program = jax.jit(epoch, donate_argnums=1).lower(self.run, self.state, numbers).compile()
+        numbers, epoch = everywhere(self.devices, jnp.arange(length)), together(self.devices, self.training.epoch, 1)
+        program = epoch.lower(self.run, self.state, numbers).compile()
         self.seconds["compile"] += time.perf_counter() - started
         return program
 
@@ -227,6 +227,7 @@ class _Driver:
     def _test(self) -> Evaluation:
         started = time.perf_counter()
         acting, params = on_one(
+            self.devices,
             (Acting(self.state.best_agent, self.run.hypers, self.run.weights), self.run.env_params),
         )
         users, stream = self.settings.test_users, self.settings.test_stream

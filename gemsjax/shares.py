@@ -2,7 +2,8 @@
 
 Every device holds everything and runs the same program on its share of the rows; what is a mean over the batch is then
 averaged over the devices, so all go on with the same numbers. Drivers of single runs use `sharers`, `everywhere` and
-`together`; agents, pretrain/ and training loops `own`, `averaged` and `gathered`, which do nothing outside `together`.
+`together`, and `on_one` for what comes after; agents, pretrain/ and training loops `own`, `averaged`, `gathered` and
+`normal_of_episodes`, which are of everything outside `together`.
 """
 
 from __future__ import annotations
@@ -35,13 +36,12 @@ def sharers(batch: int, least: int = 1) -> tuple[jax.Device, ...]:
     return tuple(devices[: max(fair, default=1)])
 
 
-def together(devices: Sequence[jax.Device], function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(*inputs)`, run by all `devices` on the same inputs, which lie on each of them (see `everywhere`).
-
-    One device alone calls `function` as it is.
-    """
+def together(
+    devices: Sequence[jax.Device], function: Callable[..., Any], donate_argnums: int | tuple[int, ...] = ()
+) -> Any:
+    """`jax.jit` of a function that all devices run on the same inputs, which lie on each of them (`everywhere`)."""
     if len(devices) == 1:
-        return function
+        return jax.jit(function, donate_argnums=donate_argnums)
 
     def program(*inputs: Any) -> Any:
         # Arrays of keys cannot be handed over by every version of JAX, plain numbers can.
@@ -59,7 +59,11 @@ def together(devices: Sequence[jax.Device], function: Callable[..., Any]) -> Cal
         same = PartitionSpec()
         return jax.shard_map(of_one, mesh=_mesh(devices), in_specs=same, out_specs=same, check_vma=False)(plain)
 
-    return program
+    return jax.jit(program, donate_argnums=donate_argnums, compiler_options=PATIENT)
+
+
+PATIENT = {"xla_cpu_collective_call_terminate_timeout_seconds": 2**31 - 1}
+"""XLA ends the process if a device waits 40 s for another, as after a machine slept or beside others' work."""
 
 
 def everywhere(devices: Sequence[jax.Device], tree: Tree) -> Tree:
@@ -67,9 +71,9 @@ def everywhere(devices: Sequence[jax.Device], tree: Tree) -> Tree:
     return tree if len(devices) == 1 else jax.device_put(tree, NamedSharding(_mesh(devices), PartitionSpec()))
 
 
-def on_one(tree: Tree) -> Tree:
+def on_one(devices: Sequence[jax.Device], tree: Tree) -> Tree:
     """Arrays of `everywhere` on the default device alone, for what other devices than these go on with."""
-    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
+    return tree if len(devices) == 1 else jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
 
 
 def _mesh(devices: Sequence[jax.Device]) -> Mesh:

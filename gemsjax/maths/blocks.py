@@ -1,7 +1,7 @@
 """Functions and gradients over turns, made in one piece or block by block. For agents.
 
 A hidden layer of a whole batch (2000 rows of 256 numbers) is larger than a core's cache, so one core is faster block by
-block, forward and backward of a block together. Called by agents; `one_core` by sweeps.
+block, forward and backward of a block together. Called by agents; `one_core` by sweeps and `shares.py`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _in_blocks: ContextVar[bool] = ContextVar("in_blocks", default=False)
 def one_core() -> Iterator[None]:
     """What is traced inside is for one core of a CPU, and made block by block; elsewhere it is made in one piece.
 
-    One core needs a fifth less time for an update of SAC+GeMS in blocks, two cores on one update a fifth more: blocks
-    are too small to be shared. So it is for programs of several runs with a device a core. Accelerators ignore it.
+    One core needs a seventh less time for a step of SAC+GeMS in blocks, two cores on one device's update a fifth more:
+    blocks are too small to be shared. So it is for programs with a device a core. Accelerators ignore it.
     """
     token = _in_blocks.set(True)
     try:
@@ -90,7 +90,8 @@ def _count_blocks(turns: Any) -> int:
     length, users = jax.tree.leaves(turns)[0].shape[:2]
     if not _in_blocks.get() or jax.default_backend() != "cpu":
         return 1
-    return max(n for n in range(1, length + 1) if length % n == 0 and (n == 1 or length // n * users >= BLOCK))
+    fair = (n for n in range(1, length + 1) if length % n == 0 and length // n * users >= BLOCK)
+    return max(fair, default=1)
 
 
 def _cut(turns: Any, blocks: int) -> Any:

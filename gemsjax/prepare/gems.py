@@ -95,8 +95,8 @@ def _pretrain(
     devices = sharers(gems.batch_size, LEAST_SHARE)
     validation, training = (everywhere(devices, on_device(part)) for part in datasets.split(data))
     config = config | {"dataset": data.checksum}
-    updates = jax.jit(together(devices, pretraining.updates), donate_argnums=0)
-    validate = jax.jit(together(devices, pretraining.validate), donate_argnums=0)
+    updates = together(devices, pretraining.updates, donate_argnums=0)
+    validate = together(devices, pretraining.validate, donate_argnums=0)
     state, done = _resume_pretraining(pretraining, pretraining_key(seed), directory, config)
     state, key, hypers = everywhere(devices, (state, pretraining_key(seed), as_arrays(gems.hypers)))
     log = tracking.MetricsLog(directory)
@@ -119,7 +119,7 @@ def _pretrain(
             means = {name: float(np.concatenate([piece[name] for piece in losses]).mean()) for name in losses[0]}
             log.append({"step": epoch + 1, **means, **{f"validation_{k}": float(v) for k, v in validated.items()}})
             checkpoint.save(directory / "checkpoints", state, step=epoch + 1, config=config)
-    return jax.jit(pretraining.bounds)(on_one(state.best_params), bound_slates(data))
+    return jax.jit(pretraining.bounds)(on_one(devices, state.best_params), bound_slates(data))
 
 
 def pretraining_key(seed: int) -> jax.Array:

@@ -80,11 +80,11 @@ def make_khead_ranker(dims: Dims, item_dim: int) -> Ranker:
 
 
 def by_dimension(embeddings: Array) -> Array:
-    """Embeddings [I, E] turned to [E, I], as a product with a few queries reads them fastest.
+    """Embeddings [I, E] turned to [E, I], as a CPU's product with a few queries reads them fastest.
 
     The barrier keeps XLA from turning the product round instead: in a scan over turns this is done once, before it.
     """
-    return jax.lax.optimization_barrier(embeddings.T)
+    return jax.lax.optimization_barrier(embeddings.T) if jax.default_backend() == "cpu" else embeddings.T
 
 
 def nearest_items(embeddings: Array, queries: Array, count: int) -> Array:

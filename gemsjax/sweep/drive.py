@@ -216,7 +216,12 @@ class _Shard:
             self.frozen_at = np.array(frozen_at)
             self.data, self.state = place(self.layout, data), place(self.layout, state)
         else:
-            failed = pretrain(made, options.pretrained, options.data, self.layout, stop, planned)
+            self._tell_before("pre-training")
+            try:
+                failed = pretrain(made, options.pretrained, options.data, self.layout, stop, planned)
+            except KeyboardInterrupt:
+                self._tell_before("stopped")
+                raise
             data = stacked(made, weights_of(options.pretrained, options.data, failed))
             self.done, self.frozen_at = 0, np.array([self._without_gems(run, failed) for run in made.runs], np.int32)
             self.data = place(self.layout, data)
@@ -302,6 +307,12 @@ class _Shard:
             row = files.row_of(number, self.made.runs[place_], told, steps)
             rows.append(row | ({"best_validation": float(best[place_])} if np.isfinite(best[place_]) else {}))
         return rows
+
+    def _tell_before(self, status: str) -> None:
+        """The same before the runs have begun."""
+        rows = [files.row_of(number, run, status, 0) for number, run in zip(self.numbers, self.made.runs, strict=True)]
+        files.write_progress(self.root, self.number, rows)
+        self.tell()
 
     def _tell(self, status: str) -> None:
         """For whoever looks at the sweep while it goes on, or after it was killed. Nothing is continued from it."""

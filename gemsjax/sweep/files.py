@@ -7,9 +7,9 @@
     metrics.csv          one row a run and epoch, once all are finished
 
 A shard is driven by one process at a time (locked); the first process makes the two tables from the shards: `runs.csv`
-after each of its epochs, and while it waits for the others. A run's status is `waiting`, `running`, `stopped` (by a
-signal), `frozen: ` and why, or `finished`; `running` where no process is left means that they were killed. Called by
-the other files of `gemsjax.sweep`.
+after each of its epochs, and while it waits for the others. A run's status is `waiting`, `pre-training`, `running`,
+`stopped` (by a signal), `frozen: ` and why, or `finished`; `running` where no process is left means that they were
+killed. Called by the other files of `gemsjax.sweep`.
 """
 
 from __future__ import annotations
