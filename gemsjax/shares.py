@@ -59,11 +59,7 @@ def together(
         same = PartitionSpec()
         return jax.shard_map(of_one, mesh=_mesh(devices), in_specs=same, out_specs=same, check_vma=False)(plain)
 
-    return jax.jit(program, donate_argnums=donate_argnums, compiler_options=PATIENT)
-
-
-PATIENT = {"xla_cpu_collective_call_terminate_timeout_seconds": 2**31 - 1}
-"""XLA ends the process if a device waits 40 s for another, as after a machine slept or beside others' work."""
+    return jax.jit(program, donate_argnums=donate_argnums)
 
 
 def everywhere(devices: Sequence[jax.Device], tree: Tree) -> Tree:
