@@ -69,8 +69,10 @@ def make_agent(settings: TrainSettings, world: World, weights: Any = ()) -> Agen
 
 
 def sharers_of(agent: Agent, plan: Plan) -> tuple[jax.Device, ...]:
-    """The devices that train an agent together, each with all of its replay: at least four episodes of a batch each,
-    since what they do not share (the rollout, meeting for gradients) is as long as an update on five."""
+    """The devices that train an agent together, each with all of its replay and at least four episodes of a batch.
+
+    The rollout and the meetings are not shared, so that more devices would hardly gain; only two have been measured.
+    """
     return sharers(plan.batch_size if agent.shares else 1, least=4)
 
 

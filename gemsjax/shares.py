@@ -85,16 +85,16 @@ def count() -> int:
     return _count.get()
 
 
-def own(tree: Tree, axis: int = 0) -> Tree:
-    """This device's equal share of every leaf along `axis`, whose length the number of devices divides."""
+def own(tree: Tree) -> Tree:
+    """This device's equal share of every leaf's first axis, whose length the number of devices divides."""
     shares = count()
     if shares == 1:
         return tree
     number = jax.lax.axis_index(AXIS)
 
     def cut(x: Array) -> Array:
-        size = x.shape[axis] // shares
-        return jax.lax.dynamic_slice_in_dim(x, number * size, size, axis)
+        size = x.shape[0] // shares
+        return jax.lax.dynamic_slice_in_dim(x, number * size, size)
 
     return jax.tree.map(cut, tree)
 

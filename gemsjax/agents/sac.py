@@ -304,7 +304,7 @@ def _target(
     def least(states: Array, judged: Array) -> Array:
         return jnp.minimum(*networks.q_values(state.targets, states, judged))
 
-    # Of all turns, so that XLA sees what the policy loss computes as well and does it once.
+    # Of all turns: in one piece XLA sees that the policy loss computes the same and does it once (in blocks, twice).
     outputs = over_turns(partial(networks.outputs, state.params.policy), unrolled.actor)
     squashed, log_prob = networks.split(outputs[1:]).sample_and_log_prob(noise)
     next_q = over_turns(least, critic, means.judged(acting, (actor, critic), _inside(box, squashed)))
