@@ -115,4 +115,8 @@ def gathered(values: Array) -> Array:
 def normal_of_episodes(key: Key, batch: int, shape: tuple[int, int]) -> Array:
     """Standard normal numbers, time-major: [H, batch, A] for `shape` [H, A], or this device's share of the batch."""
     keys = own(jax.random.split(key, batch))
-    return jax.vmap(lambda key: jax.random.normal(key, shape), out_axes=1)(keys)
+    draw = lambda key: jax.random.normal(key, shape)  # noqa: E731
+    if jax.default_backend() != "cpu":
+        return jax.vmap(draw, out_axes=1)(keys)
+    # What a loop leaves is kept, where XLA would draw numbers again for each use of them; and an episode's fit a cache.
+    return jnp.swapaxes(jax.lax.map(draw, keys), 0, 1)

@@ -10,7 +10,7 @@ import pytest
 from gemsjax.agents.base import Acting
 from gemsjax.agents.sac import SACHypers, SACSpec, make_sac
 from gemsjax.agents.td3 import TD3Hypers, TD3Spec, make_td3
-from gemsjax.maths.blocks import gradients_over_turns, one_core, over_turns
+from gemsjax.maths.blocks import forward_over_turns, gradients_over_turns, one_core, over_turns
 from gemsjax.rankers.items import item_weights, make_topk_ranker
 from gemsjax.types import Dims, Episode, Observation
 
@@ -49,6 +49,21 @@ def test_gradients_are_those_of_one_piece():
     with one_core():
         parts = jax.jit(lambda *given: gradients_over_turns(loss, *given))(weights, states, aims)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), parts, whole)
+
+
+def test_a_forward_pass_and_its_way_back_are_those_of_one_piece():
+    weights, states, grads = numbers(4, 3), numbers(TURNS, USERS, 4), numbers(TURNS, USERS, 3)
+
+    def both(weights, states, grads):
+        outputs, pull = forward_over_turns(lambda weights, states: jnp.tanh(states @ weights), weights, states)
+        return outputs, pull(grads)
+
+    whole = both(weights, states, grads)
+    with one_core():
+        parts = jax.jit(lambda *given: both(*given))(weights, states, grads)
+        assert loops(lambda *given: both(*given), weights, states, grads) == 2
+    assert loops(both, weights, states, grads) == 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), parts, whole)
 
 
 @pytest.mark.parametrize(("name", "turns"), [("sac", TURNS), ("td3", TURNS), ("sac", 1)])

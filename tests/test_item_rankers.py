@@ -56,8 +56,9 @@ def test_khead_is_the_best_item_of_each_slot(items):
 
 
 @pytest.mark.parametrize("count", [1, 9])
-def test_nearest_items_are_the_order_of_distances(items, count):
-    queries = jax.random.normal(jax.random.key(3), (60, WIDTH))
+@pytest.mark.parametrize("number", [3, 60, 300])  # each is searched in a way of its own
+def test_nearest_items_are_the_order_of_distances(items, count, number):
+    queries = jax.random.normal(jax.random.key(3), (number, WIDTH))
     distances = np.linalg.norm(np.asarray(queries)[:, None] - np.asarray(items.embeddings), axis=-1)
     near = nearest_items(items.embeddings, queries, count)
     np.testing.assert_array_equal(near, np.argsort(distances, axis=1)[:, :count])

@@ -1,4 +1,4 @@
-"""`top_items` is `top_k` in every number, however it is vmapped; only its way there differs between backends."""
+"""`top_items` is `top_k` in every number, however it is vmapped, and `best_item` is `argmax`; only the way differs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemsjax.maths.slates import top_items
+from gemsjax.maths.slates import best_item, top_items
 
 
 def reference(scores: np.ndarray, size: int) -> np.ndarray:
@@ -46,3 +46,14 @@ def test_a_gradient_passes_by():
         return jnp.take_along_axis(scores, jax.vmap(lambda s: top_items(s, 2))(scores), axis=1).sum()
 
     np.testing.assert_allclose(jax.grad(best_scores)(jnp.ones(40)), np.full(40, 97.0))
+
+
+@pytest.mark.parametrize("items", [1, 2, 3, 5, 7, 16, 17, 1000, 1007])
+def test_the_best_item_is_the_first_of_the_highest(items):
+    scores = np.random.default_rng(items).integers(-3, 3, (4, 50, items)).astype(np.float32)  # with ties
+    scores[0, 0], scores[0, 1, -1] = -np.inf, np.inf
+    best = jax.jit(best_item)(scores)
+    assert best.dtype == jnp.int32
+    np.testing.assert_array_equal(best, scores.argmax(axis=-1))
+    np.testing.assert_array_equal(jax.vmap(best_item)(jnp.asarray(scores)), best)
+    assert int(best_item(jnp.asarray(scores[0, 0]).at[items // 2].set(jnp.nan))) == items

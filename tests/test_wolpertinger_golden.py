@@ -105,11 +105,11 @@ def test_wknn_next_slates_and_targets(g, acting, batch):
     @jax.jit
     def targets(acting, noise):
         unrolled = actor_critic.unroll(networks, acting.state.params, turns.observation)
-        gaussian = networks.gaussian(acting.state.params.policy, unrolled.actor[1:])
-        squashed, _ = gaussian.sample_and_log_prob(noise.next_action)
+        outputs = networks.outputs(acting.state.params.policy, unrolled.actor[1:])
+        squashed, _ = networks.split(outputs).sample_and_log_prob(noise.next_action)
         action = actor_critic.inside(box, squashed)
         judged = means.judged(acting, (unrolled.actor[1:], unrolled.critic[1:]), action)
-        return judged, sac._target(networks, means, acting, box, unrolled, turns.reward, noise.next_action)
+        return judged, sac._target(networks, means, acting, box, unrolled, outputs, turns.reward, noise.next_action)
 
     judged, target = targets(acting, noise(g))
     recorded = g["wknn/next_slates"].reshape(EPISODES, TURNS - 1, SLATE)

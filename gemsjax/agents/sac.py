@@ -22,7 +22,7 @@ from gemsjax.agents.actor_critic import inside as _inside
 from gemsjax.agents.base import Acting, Agent, Choice, Policy
 from gemsjax.belief import make_gru
 from gemsjax.errors import require_count
-from gemsjax.maths.blocks import gradients_over_turns, over_turns
+from gemsjax.maths.blocks import forward_over_turns, gradients_over_turns, over_turns
 from gemsjax.maths.distributions import SquashedGaussian
 from gemsjax.maths.optimise import adam_init, adam_step
 from gemsjax.maths.randomness import normal
@@ -243,7 +243,8 @@ def _update(
     batch = actor_critic.turns(batch)
     unrolled = actor_critic.unroll(networks, params, batch.observation)
 
-    target = _target(networks, means, acting, box, unrolled, batch.reward, noise.next_action)
+    outputs, pull_policy = forward_over_turns(networks.outputs, params.policy, unrolled.actor)
+    target = _target(networks, means, acting, box, unrolled, outputs[1:], batch.reward, noise.next_action)
     (loss_q, mean_q), (critics_grad, critic_states_grad) = gradients_over_turns(
         partial(actor_critic.critic_loss, networks),
         params.critics,
@@ -254,13 +255,10 @@ def _update(
     loss_q, mean_q, critics_grad = averaged((loss_q, mean_q, critics_grad))
     critics, critics_moments = adam_step(params.critics, critics_grad, moments.critics, hypers.critic_rate)
 
-    (loss_pi, mean_log_prob), (policy_grad, actor_states_grad) = gradients_over_turns(
-        partial(_policy_loss, networks, critics, state.alpha, box),
-        params.policy,
-        unrolled.actor,
-        unrolled.critic,
-        noise.action,
+    (loss_pi, mean_log_prob), (_, outputs_grad) = gradients_over_turns(
+        partial(_policy_loss, networks, state.alpha, box, critics), (), outputs, unrolled.critic, noise.action
     )
+    policy_grad, actor_states_grad = pull_policy(outputs_grad)
     gradients = unrolled.pull(actor_states_grad, critic_states_grad) | {"policy": policy_grad}
     loss_pi, mean_log_prob, gradients = averaged((loss_pi, mean_log_prob, gradients))
     loss_alpha = -jnp.exp(params.log_alpha) * (mean_log_prob + hypers.entropy_target * means.action_dim)
@@ -295,33 +293,38 @@ def _target(
     acting: Acting,
     box: Box,
     unrolled: Unrolled,
+    outputs: Array,
     reward: Array,
     noise: Array,
 ) -> Array:
-    """What the critics should say, [H, B]: reward, and the discounted soft value of the next turn."""
+    """What the critics should say, [H, B]: reward, and the discounted soft value of the next turn.
+
+    `outputs` of the policy [H-1, B, 2A] and `noise` [H-1, B, A] are those of the next turns.
+    """
     state, actor, critic = acting.state, unrolled.actor[1:], unrolled.critic[1:]
 
     def least(states: Array, judged: Array) -> Array:
         return jnp.minimum(*networks.q_values(state.targets, states, judged))
 
-    # Of all turns: in one piece XLA sees that the policy loss computes the same and does it once (in blocks, twice).
-    outputs = over_turns(partial(networks.outputs, state.params.policy), unrolled.actor)
-    squashed, log_prob = networks.split(outputs[1:]).sample_and_log_prob(noise)
+    squashed, log_prob = networks.split(outputs).sample_and_log_prob(noise)
     next_q = over_turns(least, critic, means.judged(acting, (actor, critic), _inside(box, squashed)))
     return actor_critic.discounted(reward, acting.hypers.gamma, next_q - state.alpha * log_prob)
 
 
 def _policy_loss(
     networks: _Networks,
-    critics: tuple[Params, Params],
     alpha: Array,
     box: Box,
-    policy: Params,
+    critics: tuple[Params, Params],
+    _params: tuple[()],
+    outputs: Array,
     states: Array,
-    critic_states: Array,
     noise: Array,
 ) -> tuple[Array, Array]:
-    """Mean of alpha * log-probability - Q of a fresh action; and the mean log-probability."""
-    squashed, log_prob = networks.gaussian(policy, states).sample_and_log_prob(noise)
-    q = jnp.minimum(*networks.q_values(critics, critic_states, _inside(box, squashed)))
+    """Mean of alpha * log-probability - Q of a fresh action; and the mean log-probability.
+
+    `outputs` are the policy's, `states` the critics'.
+    """
+    squashed, log_prob = networks.split(outputs).sample_and_log_prob(noise)
+    q = jnp.minimum(*networks.q_values(critics, states, _inside(box, squashed)))
     return jnp.mean(alpha * log_prob - q), jnp.mean(log_prob)

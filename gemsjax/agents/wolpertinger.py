@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from gemsjax.agents import sac
 from gemsjax.agents.base import Acting, Agent, Choice
 from gemsjax.errors import require_choice, require_count
+from gemsjax.maths.blocks import once
+from gemsjax.maths.slates import best_item
 from gemsjax.rankers import Ranker
 from gemsjax.rankers.items import ItemWeights, nearest_items
 from gemsjax.types import Array, Dims, Episode, Params
@@ -157,14 +159,16 @@ def slate_of(critics: tuple[Params, ...], embeddings: Array, state: Array, queri
     candidates = nearest_items(embeddings, queries, count)
     items = embeddings[candidates]
     apart = [_judge(critic, slots, width) for critic in critics]
-    hidden = [_before(critic, state) for critic in critics]
-    own = [jnp.einsum("kce,keh->kch", items, judge.own) for judge in apart]
-    copies = [jnp.einsum("kce,keh->kch", items, judge.copies) for judge in apart]
+    # The judges side by side, one product for all; in a rollout this is the same every turn.
+    own = once(jnp.concatenate([judge.own for judge in apart], axis=-1))
+    copies = once(jnp.concatenate([judge.copies for judge in apart], axis=-1))
+    own, copies = jnp.einsum("kce,keh->kch", items, own), jnp.einsum("kce,keh->kch", items, copies)
+    hidden = jnp.concatenate([_before(critic, state) for critic in critics])
     slate = []
     for slot in range(slots):
-        values = [judge.value(h + c[slot]) for h, c, judge in zip(hidden, copies, apart, strict=True)]
-        best = jnp.argmax(_least(values))
-        hidden = [h + o[slot, best] for h, o in zip(hidden, own, strict=True)]
+        inputs = jnp.split(hidden + copies[slot], len(apart), axis=-1)
+        best = best_item(_least([judge.value(x) for x, judge in zip(inputs, apart, strict=True)]))
+        hidden = hidden + own[slot, best]
         slate.append(candidates[slot, best])
     return jnp.stack(slate)
 
@@ -185,9 +189,6 @@ def slates_of(critics: tuple[Params, ...], embeddings: Array, states: Array, que
     slots, width = queries.shape[-2:]
     apart = [_judge(critic, slots, width) for critic in critics]
 
-    def candidates_of(queries: Array) -> Array:
-        return nearest_items(embeddings, queries.reshape(-1, width), count).reshape(*queries.shape[:-1], count)
-
     def fill(hidden: list[Array], slot: tuple[Array, list[tuple[Array, Array]]]) -> tuple[list[Array], Array]:
         candidates, kernels = slot
         tables = [embeddings @ copies for _, copies in kernels]
@@ -203,7 +204,8 @@ def slates_of(critics: tuple[Params, ...], embeddings: Array, states: Array, que
         items = embeddings.at[chosen].get(mode="promise_in_bounds")
         return [h + items @ own for h, (own, _) in zip(hidden, kernels, strict=True)], chosen
 
-    candidates = jnp.moveaxis(_turn_by_turn(candidates_of, queries), 2, 0)
+    candidates = nearest_items(embeddings, queries.reshape(-1, width), count).reshape(*queries.shape[:-1], count)
+    candidates = jnp.moveaxis(candidates, 2, 0)
     start = [_before(critic, states) for critic in critics]
     _, slates = jax.lax.scan(fill, start, (candidates, [(judge.own, judge.copies) for judge in apart]))
     return jnp.moveaxis(slates, 0, 2)

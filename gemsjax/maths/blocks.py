@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from gemsjax.types import Array, Params
 
+Tree = TypeVar("Tree")
 BLOCK = 200
 """Rows (turns times users) at least of a block: a hidden layer of so many stays in a core's cache."""
 
@@ -34,6 +36,12 @@ def one_core() -> Iterator[None]:
         yield
     finally:
         _in_blocks.reset(token)
+
+
+def once(values: Tree) -> Tree:
+    """The same values, which XLA works out once on a CPU, before what follows uses them; else it may do so again for
+    every use, or every turn of a loop. Accelerators ignore it."""
+    return jax.lax.optimization_barrier(values) if jax.default_backend() == "cpu" else values
 
 
 def over_turns(function: Callable[..., Any], *turns: Any) -> Any:
@@ -75,7 +83,7 @@ def gradients_over_turns(
         reported, (by_params, by_states) = value_and_gradients(params, *block)
         total = jax.tree.map(jnp.add, total, share((reported, by_params)))
         # The barrier keeps XLA from computing these gradients again, number by number, as it stores them.
-        return total, jax.lax.optimization_barrier(share(by_states))
+        return total, once(share(by_states))
 
     cut = _cut((states, *turns), blocks)
     first = jax.tree.map(lambda x: x[0], cut)
@@ -83,6 +91,36 @@ def gradients_over_turns(
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     (reported, by_params), by_states = jax.lax.scan(add, nothing, cut)
     return reported, (by_params, _joined(by_states))
+
+
+def forward_over_turns(
+    function: Callable[[Params, Array], Array], params: Params, states: Array
+) -> tuple[Array, Callable[[Array], tuple[Params, Array]]]:
+    """`jax.vjp(function, params, states)` of what does not look from one turn to another; by blocks inside `one_core`,
+    where a block's hidden layers are made again on the way back.
+
+    Args:
+      function: `(params, [h, B, n]) -> [h, B, m]`, for any h.
+      params: differentiated.
+      states: [H, B, n], differentiated.
+
+    Returns:
+      [H, B, m], and what turns a gradient with respect to it into those with respect to (params, states).
+    """
+    blocks = _count_blocks(states)
+    if blocks == 1:
+        return jax.vjp(function, params, states)
+
+    def pull(grads: Array) -> tuple[Params, Array]:
+        def add(total: Params, block: tuple[Array, Array]) -> tuple[Params, Array]:
+            states, grad = block
+            by_params, by_states = jax.vjp(function, params, states)[1](grad)
+            return jax.tree.map(jnp.add, total, by_params), once(by_states)
+
+        by_params, by_states = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), _cut((states, grads), blocks))
+        return by_params, _joined(by_states)
+
+    return over_turns(partial(function, params), states), pull
 
 
 def _count_blocks(turns: Any) -> int:

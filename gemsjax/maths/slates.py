@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, reduce
 
 import jax
 import jax.numpy as jnp
@@ -95,12 +95,19 @@ def best_item(scores: Array) -> Array:
     faster there, and that was three quarters of a rollout under a GeMS policy.
     """
     size = scores.shape[-1]
-    # Reducing over the middle of [..., rows, lanes] first keeps the inner loop on contiguous lanes.
-    lanes = max(width for width in range(1, 65) if size % width == 0)
-    tiled = scores.reshape(*scores.shape[:-1], size // lanes, lanes)
-    best = tiled.max(axis=-2).max(axis=-1)
-    numbers = jnp.arange(size, dtype=jnp.int32).reshape(size // lanes, lanes)
-    return jnp.where(tiled == best[..., None, None], numbers, size).min(axis=-2).min(axis=-1)
+    best = _folded(jnp.maximum, scores)
+    numbers = jnp.arange(size, dtype=jnp.int32)
+    return _folded(jnp.minimum, jnp.where(scores == best[..., None], numbers, size))
+
+
+def _folded(extreme: Callable[[Array, Array], Array], values: Array) -> Array:
+    """The largest or smallest of the last axis, by quarters laid upon each other: XLA's own reduction takes twice the
+    time on a CPU. Quarters may overlap, since a number counts no more if it is there twice."""
+    while (size := values.shape[-1]) > 1:
+        quarter = -(-size // 4)
+        starts = [min(start, size - quarter) for start in range(0, size, quarter)]
+        values = reduce(extreme, [values[..., start : start + quarter] for start in starts])
+    return values[..., 0]
 
 
 def draw_distinct(key: Key, population: int | Array, size: int) -> Array:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gemsjax.devices import unroll_of
+from gemsjax.maths.blocks import once
 from gemsjax.nets.mlp import affine, uniform
 from gemsjax.types import Array, Observation, Params
 
@@ -93,13 +94,12 @@ def _block_diagonal(kernels: Sequence[Array]) -> Array:
     return jnp.concatenate([jax.scipy.linalg.block_diag(*blocks) for blocks in gates], axis=-1)
 
 
-def _gates(inputs: Array, recurrent: Array, state: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-    """GRU equations on pre-activations [..., 3h]: the next state, and the gates that its gradient needs."""
+def _gates(inputs: Array, recurrent: Array, state: Array) -> tuple[Array, Array]:
+    """GRU equations on pre-activations [..., 3h]: the next state [..., h]; the gates reset, update, new [..., 3h]."""
     width = state.shape[-1]
     reset_update = jax.nn.sigmoid(inputs[..., : 2 * width] + recurrent[..., : 2 * width])
-    recurrent_new = recurrent[..., 2 * width :]
-    new = jnp.tanh(inputs[..., 2 * width :] + reset_update[..., :width] * recurrent_new)
-    return new + reset_update[..., width:] * (state - new), (reset_update, new, recurrent_new)
+    new = jnp.tanh(inputs[..., 2 * width :] + reset_update[..., :width] * recurrent[..., 2 * width :])
+    return new + reset_update[..., width:] * (state - new), jnp.concatenate([reset_update, new], axis=-1)
 
 
 @jax.custom_vjp
@@ -112,29 +112,32 @@ def _recurrence_forward(inputs: Array, kernel: Array, bias: Array) -> tuple[Arra
     chex.assert_shape(inputs, (None, None, 3 * kernel.shape[0]))
     chex.assert_shape((kernel, bias), ((None, inputs.shape[-1]), (inputs.shape[-1],)))
 
-    def step(state: Array, inputs_t: Array) -> tuple[Array, tuple]:
-        next_state, saved = _gates(inputs_t, state @ kernel + bias, state)
-        return next_state, (next_state, saved)
+    def step(state: Array, inputs_t: Array) -> tuple[Array, tuple[Array, Array]]:
+        next_state, gates = _gates(inputs_t, state @ kernel + bias, state)
+        return next_state, (next_state, gates)
 
     start = jnp.zeros((inputs.shape[1], kernel.shape[0]), inputs.dtype)
-    _, (states, saved) = jax.lax.scan(step, start, inputs, unroll=unroll_of(len(inputs)))
-    return states, (states, saved, kernel)
+    _, (states, gates) = jax.lax.scan(step, start, inputs, unroll=unroll_of(len(inputs)))
+    return states, (states, gates, kernel, bias)
 
 
 def _recurrence_backward(residuals: tuple, cotangent: Array) -> tuple[Array, Array, Array]:
     """Only the chain through the states is sequential; its factors and the weights' gradients are not."""
-    states, (reset_update, new, recurrent_new), kernel = residuals
-    reset, update = jnp.split(reset_update, 2, axis=-1)
+    states, gates, kernel, bias = residuals
+    reset, update, new = jnp.split(gates, 3, axis=-1)
     before = jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
     by_new = (1.0 - update) * (1.0 - new * new)
     by_update = (before - new) * update * (1.0 - update)
+    # One product of all turns is faster than keeping what the forward pass knew.
+    recurrent_new = before @ kernel[:, 2 * len(kernel) :] + bias[2 * len(kernel) :]
     by_reset = by_new * recurrent_new * reset * (1.0 - reset)
     factors = jnp.concatenate([by_reset, by_update, by_new * reset], axis=-1)
+    turned = once(kernel.T)
 
     def step(later: Array, turn: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         grad, factor, update = turn
         grad = grad + later
-        return grad * update + (jnp.tile(grad, 3) * factor) @ kernel.T, grad
+        return grad * update + (jnp.tile(grad, 3) * factor) @ turned, grad
 
     turns, last = (cotangent, factors, update), jnp.zeros_like(states[0])
     _, grads = jax.lax.scan(step, last, turns, reverse=True, unroll=unroll_of(len(states)))

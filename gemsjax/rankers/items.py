@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from gemsjax.errors import DataError, require_count
+from gemsjax.maths.blocks import once
 from gemsjax.maths.slates import best_item, top_items
 from gemsjax.rankers import Ranker
 from gemsjax.types import Array, Dims
@@ -82,9 +83,13 @@ def make_khead_ranker(dims: Dims, item_dim: int) -> Ranker:
 def by_dimension(embeddings: Array) -> Array:
     """Embeddings [I, E] turned to [E, I], as a CPU's product with a few queries reads them fastest.
 
-    The barrier keeps XLA from turning the product round instead: in a scan over turns this is done once, before it.
+    In a scan over turns this is done once, before it.
     """
-    return jax.lax.optimization_barrier(embeddings.T) if jax.default_backend() == "cpu" else embeddings.T
+    return once(embeddings.T)
+
+
+_FEW, _PORTION = 32, 128
+"""Queries that a CPU searches at once: whole vectors of them, whose scores stay in a core's cache."""
 
 
 def nearest_items(embeddings: Array, queries: Array, count: int) -> Array:
@@ -92,5 +97,15 @@ def nearest_items(embeddings: Array, queries: Array, count: int) -> Array:
 
     One product and a search, since |q - e|^2 orders items as |e|^2 / 2 - q.e does.
     """
-    closeness = embeddings @ queries.T - 0.5 * jnp.square(embeddings).sum(axis=-1, keepdims=True)
-    return jax.vmap(lambda scores: top_items(scores, count), in_axes=1)(closeness)
+    number = len(queries)
+    half = 0.5 * jnp.square(embeddings).sum(axis=-1)
+    if number < _FEW:
+        return jax.vmap(lambda scores: top_items(scores, count))(queries @ by_dimension(embeddings) - half)
+
+    def search(queries: Array) -> Array:
+        return jax.vmap(lambda scores: top_items(scores, count), in_axes=1)(embeddings @ queries.T - half[:, None])
+
+    if jax.default_backend() != "cpu" or number <= _PORTION:
+        return search(queries)
+    portions = jnp.pad(queries, ((0, -number % _PORTION), (0, 0))).reshape(-1, _PORTION, queries.shape[1])
+    return jax.lax.map(search, portions).reshape(-1, count)[:number]
