@@ -82,7 +82,7 @@ def _squashed_forward(mean: Array, log_std: Array, noise: Array) -> tuple[tuple[
 def _squashed_backward(residuals: tuple[Array, ...], grads: tuple[Array, Array]) -> tuple[Array, ...]:
     action, log_std, noise = residuals
     by_action, by_log_prob = once(grads)
-    std, slope = _std(log_std), 1.0 - action * action
+    std, slope = _std(log_std), (1.0 + action) * (1.0 - action)
     by_raw = slope * (by_action + by_log_prob * 2.0 * action / (slope + _MARGIN))
     low, high = LOG_STD_BOUNDS
     by_log_std = jnp.where((log_std >= low) & (log_std <= high), by_raw * std * noise - by_log_prob, 0.0)
