@@ -9,6 +9,7 @@ averaged over the devices, so all go on with the same numbers. Drivers of single
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from gemsjax.devices import available_cores
 from gemsjax.maths.blocks import one_core
 from gemsjax.types import Array, Key
 
@@ -40,8 +42,13 @@ def together(
     devices: Sequence[jax.Device], function: Callable[..., Any], donate_argnums: int | tuple[int, ...] = ()
 ) -> Any:
     """`jax.jit` of a function that all devices run on the same inputs, which lie on each of them (`everywhere`)."""
+
+    def alone(*inputs: Any) -> Any:
+        with one_core() if available_cores() == 1 else nullcontext():
+            return function(*inputs)
+
     if len(devices) == 1:
-        return jax.jit(function, donate_argnums=donate_argnums)
+        return jax.jit(alone, donate_argnums=donate_argnums)
 
     def program(*inputs: Any) -> Any:
         # Arrays of keys cannot be handed over by every version of JAX, plain numbers can.

@@ -11,8 +11,11 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from gemsjax import shares
+from gemsjax.maths.blocks import over_turns
 from gemsjax.shares import averaged, everywhere, gathered, on_one, own, sharers, together
 
 SETTINGS = """
@@ -145,3 +148,11 @@ def test_one_device_alone_is_left_as_it_is():
     function, numbers = (lambda x: averaged(gathered(own(x)))), jax.numpy.arange(6.0)
     assert function(numbers) is numbers is everywhere((device,), numbers) is on_one((device,), numbers)
     np.testing.assert_array_equal(together((device,), function)(numbers), numbers)
+
+
+def test_the_only_core_of_a_machine_works_in_blocks(monkeypatch):
+    x, devices = jnp.zeros((30, 20, 3)), sharers(8)[:1]
+    for cores, loops in ((1, 1), (2, 0)):
+        monkeypatch.setattr(shares, "available_cores", lambda cores=cores: cores)
+        program = together(devices, lambda x: over_turns(lambda x: 2 * x, x))
+        assert str(jax.make_jaxpr(program)(x)).count("scan[") == loops
