@@ -147,4 +147,6 @@ def surroundings() -> dict[str, Any]:
     versions = {package: version(package) for package in _PACKAGES}
     precision = jax.config.jax_default_matmul_precision or "default"  # type: ignore[attr-defined]
     about = {"platform": device.platform, "kind": device.device_kind, "count": jax.local_device_count()}
+    if device.platform == "cpu":
+        about["cores"] = available_cores()
     return {"versions": versions, "device": about, "precision": precision, "unroll": _unrolled}

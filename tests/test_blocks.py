@@ -14,7 +14,8 @@ from gemsjax.maths.blocks import forward_over_turns, gradients_over_turns, one_c
 from gemsjax.rankers.items import item_weights, make_topk_ranker
 from gemsjax.types import Dims, Episode, Observation
 
-TURNS, USERS = 30, 20
+# Of 28 turns four blocks, of the 27 that follow another one three; of the 23 and 4 of a test none.
+TURNS, USERS = 28, 40
 
 
 def numbers(*shape: int) -> jax.Array:
@@ -33,7 +34,7 @@ def test_only_one_core_works_in_blocks():
     with one_core():
         assert loops(lambda x: double(x), x) == 1
         # Fewer rows than a block, or a number of turns without divisors, stay in one piece.
-        assert loops(lambda x: double(x), x[:10]) == loops(lambda x: double(x), x[:23]) == 0
+        assert loops(lambda x: double(x), x[:4]) == loops(lambda x: double(x), x[:23]) == 0
         np.testing.assert_array_equal(double(x), 2 * x)
     assert loops(lambda x: double(x), x) == 0
 
@@ -89,7 +90,8 @@ def test_an_update_of_one_core_is_that_of_all(name, turns):
         in_blocks = loops(update, acting, batch, noise)
         parts, metrics_of_parts = jax.jit(update)(acting, batch, noise)
     whole_loops = loops(lambda *given: agent.update(*given), acting, batch, noise)
-    assert in_blocks == whole_loops if turns == 1 else in_blocks > whole_loops
+    # SAC: the policy's outputs and their way back, the next turns' values, two losses.
+    assert in_blocks - whole_loops == (0 if turns == 1 else {"sac": 5, "td3": 3}[name])
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # noqa: E731
     jax.tree.map(close, metrics_of_parts, metrics)
     # Adam's moments are the gradients up to a factor; parameters would hide a wrong scale of them.

@@ -67,3 +67,19 @@ def test_a_clipped_deviation_is_that_of_the_bound_and_has_no_gradient():
     for found, known in zip(ours(given(0), beyond, given(1)), ours(given(0), at, given(1)), strict=True):
         np.testing.assert_array_equal(found, known)
     assert not np.any(jax.grad(total(ours), 1)(given(0), jnp.asarray(beyond, jnp.float32), given(1)))
+
+
+def test_one_number_of_many_users_and_a_shared_mean():
+    mean, log_std, noise = jnp.zeros(1), jnp.full((3, 1), -1.0), jnp.asarray(given(1)[0, :3, :1])
+    action, log_prob = ours(mean, log_std, noise)
+    assert action.shape == (3, 1) and log_prob.shape == (3,)
+    np.testing.assert_allclose(action, by_distrax(mean, log_std, noise)[0], rtol=1e-6)
+    assert jax.grad(lambda mean: ours(mean, log_std, noise)[1].sum())(mean).shape == (1,)
+
+
+def test_far_from_the_middle_everything_is_finite_and_the_mean_has_no_say():
+    mean, log_std, noise = jnp.array([-50.0, 50.0]), jnp.zeros(2), jnp.array([0.3, -0.3])
+    action, log_prob = ours(mean, log_std, noise)
+    assert action.tolist() == [-1.0, 1.0] and np.isfinite(log_prob)
+    by_mean, by_log_std = jax.grad(lambda *x: ours(*x, noise)[1], (0, 1))(mean, log_std)
+    assert by_mean.tolist() == [0.0, 0.0] and by_log_std.tolist() == [-1.0, -1.0]

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gemsjax import shares
 from gemsjax.maths.blocks import over_turns
@@ -156,3 +157,15 @@ def test_the_only_core_of_a_machine_works_in_blocks(monkeypatch):
         monkeypatch.setattr(shares, "available_cores", lambda cores=cores: cores)
         program = together(devices, lambda x: over_turns(lambda x: 2 * x, x))
         assert str(jax.make_jaxpr(program)(x)).count("scan[") == loops
+
+
+@pytest.mark.parametrize("many", [1, 1000])  # one after the other, or at once
+def test_an_update_has_numbers_of_its_own_for_every_episode(monkeypatch, many):
+    monkeypatch.setattr(shares, "_MANY", many)
+    key, shape = jax.random.key(3), (7, 5)
+    drawn = shares.normal_of_episodes(key, 4, shape)
+    assert drawn.shape == (7, 4, 5)
+    for episode, own_key in enumerate(jax.random.split(key, 4)):
+        np.testing.assert_array_equal(drawn[:, episode], jax.random.normal(own_key, shape))
+    runs = jax.vmap(lambda key: shares.normal_of_episodes(key, 4, shape))(jnp.stack([key, jax.random.key(4)]))
+    np.testing.assert_array_equal(runs[0], drawn)

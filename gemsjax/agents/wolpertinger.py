@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from gemsjax.agents import sac
 from gemsjax.agents.base import Acting, Agent, Choice
 from gemsjax.errors import require_choice, require_count
-from gemsjax.maths.blocks import once
 from gemsjax.maths.slates import best_item
 from gemsjax.rankers import Ranker
 from gemsjax.rankers.items import ItemWeights, nearest_items
@@ -159,9 +158,9 @@ def slate_of(critics: tuple[Params, ...], embeddings: Array, state: Array, queri
     candidates = nearest_items(embeddings, queries, count)
     items = embeddings[candidates]
     apart = [_judge(critic, slots, width) for critic in critics]
-    # The judges side by side, one product for all; in a rollout this is the same every turn.
-    own = once(jnp.concatenate([judge.own for judge in apart], axis=-1))
-    copies = once(jnp.concatenate([judge.copies for judge in apart], axis=-1))
+    # The judges side by side, one product for all.
+    own = jnp.concatenate([judge.own for judge in apart], axis=-1)
+    copies = jnp.concatenate([judge.copies for judge in apart], axis=-1)
     own, copies = jnp.einsum("kce,keh->kch", items, own), jnp.einsum("kce,keh->kch", items, copies)
     hidden = jnp.concatenate([_before(critic, state) for critic in critics])
     slate = []
@@ -212,8 +211,7 @@ def slates_of(critics: tuple[Params, ...], embeddings: Array, states: Array, que
 
 
 def _turn_by_turn(function: Callable[[Any], Array], inputs: Any) -> Array:
-    """`function` over the first axis. On a CPU one turn after the other: what a turn needs then fits its caches, which
-    makes gathering and searching four times faster."""
+    """`function` over the first axis. On a CPU one turn after the other: what a turn needs then fits its caches."""
     return jax.lax.platform_dependent(
         inputs, cpu=lambda inputs: jax.lax.map(function, inputs), default=lambda inputs: jax.vmap(function)(inputs)
     )

@@ -1,7 +1,8 @@
-"""Functions and gradients over turns, made in one piece or block by block. For agents.
+"""Functions and gradients over turns, made in one piece or block by block, and what XLA is to make once.
 
 A hidden layer of a whole batch (2000 rows of 256 numbers) is larger than a core's cache, so one core is faster block by
-block, forward and backward of a block together. Called by agents; `one_core` by sweeps and `shares.py`.
+block, forward and backward of a block together. Called by agents; `one_core` by sweeps and `shares.py`, `once` by nets,
+rankers and distributions.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def one_core() -> Iterator[None]:
     """What is traced inside is for one core of a CPU, and made block by block; elsewhere it is made in one piece.
 
     One core needs a seventh less time for a step of SAC+GeMS in blocks, two cores on one device's update a fifth more:
-    blocks are too small to be shared. So it is for programs with a device a core. Accelerators ignore it.
+    blocks are too small to be shared. So it is for programs with a device a core, and for the only core of a machine.
+    Accelerators ignore it.
     """
     token = _in_blocks.set(True)
     try:
@@ -39,8 +41,10 @@ def one_core() -> Iterator[None]:
 
 
 def once(values: Tree) -> Tree:
-    """The same values, which XLA works out once on a CPU, before what follows uses them; else it may do so again for
-    every use, or every turn of a loop. Accelerators ignore it."""
+    """The same values, across which XLA on a CPU rewrites nothing until it fuses: a transpose stays one, say.
+
+    What is fused may still be made again for each use. Accelerators ignore it.
+    """
     return jax.lax.optimization_barrier(values) if jax.default_backend() == "cpu" else values
 
 

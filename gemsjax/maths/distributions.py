@@ -43,9 +43,14 @@ class SquashedGaussian:
         self.mean, self._log_std = mean, log_std
 
     def sample_and_log_prob(self, noise: Array) -> tuple[Array, Array]:
-        """Reparameterised sample [..., A] from standard normal noise [..., A], and its log-probability [...]."""
-        action, log_prob = _squashed(*(x.reshape(-1) for x in (self.mean, self._log_std, noise)))
-        return action.reshape(noise.shape), log_prob.reshape(noise.shape).sum(axis=-1)
+        """Reparameterised sample [..., A] from standard normal noise [..., A], and its log-probability [...].
+
+        For reverse-mode differentiation only.
+        """
+        given = self.mean, self._log_std, noise
+        shape, dtype = jnp.broadcast_shapes(*(x.shape for x in given)), jnp.result_type(*given)
+        action, log_prob = _squashed(*(jnp.broadcast_to(x, shape).astype(dtype).reshape(-1) for x in given))
+        return action.reshape(shape), log_prob.reshape(shape).sum(axis=-1)
 
     def sample(self, noise: Array) -> Array:
         """Sample [..., A] from standard normal noise [..., A]."""
@@ -65,7 +70,8 @@ _HALF_LOG_TAU = 0.5 * math.log(2.0 * math.pi)
 def _squashed(mean: Array, log_std: Array, noise: Array) -> tuple[Array, Array]:
     """Samples and their log-probabilities, number by number: all [n].
 
-    A derivative by hand takes no exponential again, and in one row vectors are full; A = 20 of a row of 40 are not.
+    The derivative is by hand, so that no exponential is taken again. One row of numbers fills a CPU's vectors, which
+    rows of A = 20 do not.
     """
     return _squashed_forward(mean, log_std, noise)[0]
 
@@ -82,10 +88,11 @@ def _squashed_forward(mean: Array, log_std: Array, noise: Array) -> tuple[tuple[
 def _squashed_backward(residuals: tuple[Array, ...], grads: tuple[Array, Array]) -> tuple[Array, ...]:
     action, log_std, noise = residuals
     by_action, by_log_prob = once(grads)
-    std, slope = _std(log_std), (1.0 + action) * (1.0 - action)
+    std = _std(log_std)
+    slope = (1.0 + action) * (1.0 - action)  # keeps more digits near 1 than 1 - a^2
     by_raw = slope * (by_action + by_log_prob * 2.0 * action / (slope + _MARGIN))
     low, high = LOG_STD_BOUNDS
-    by_log_std = jnp.where((log_std >= low) & (log_std <= high), by_raw * std * noise - by_log_prob, 0.0)
+    by_log_std = jnp.where((log_std < low) | (log_std > high), 0.0, by_raw * std * noise - by_log_prob)
     return once((by_raw, by_log_std, by_raw * std - by_log_prob * noise))
 
 

@@ -24,7 +24,7 @@ def top_items(scores: Array, size: int) -> Array:
     return _top_items(size)(jax.lax.stop_gradient(scores))
 
 
-_FEW = 32
+FEW = 32
 """Below so many users `top_k` is the faster one."""
 _LOWEST = jnp.iinfo(jnp.int32).min
 
@@ -41,7 +41,7 @@ def _top_items(size: int) -> Callable[[Array], Array]:
     @top.def_vmap
     def batch(users: int, _batched: list[bool], scores: Array) -> tuple[Array, bool]:
         plain = jax.vmap(one_by_one)
-        if users < _FEW or scores.dtype != jnp.float32:
+        if users < FEW or scores.dtype != jnp.float32:
             return plain(scores), True
         return jax.lax.platform_dependent(scores, cpu=lambda s: _top_columns(size)(s.T).T, default=plain), True
 
@@ -95,14 +95,19 @@ def best_item(scores: Array) -> Array:
     faster there, and that was three quarters of a rollout under a GeMS policy.
     """
     size = scores.shape[-1]
-    best = _folded(jnp.maximum, scores)
+    best = _folded(jnp.maximum, jnp.max, scores)
     numbers = jnp.arange(size, dtype=jnp.int32)
-    return _folded(jnp.minimum, jnp.where(scores == best[..., None], numbers, size))
+    return _folded(jnp.minimum, jnp.min, jnp.where(scores == best[..., None], numbers, size))
 
 
-def _folded(extreme: Callable[[Array, Array], Array], values: Array) -> Array:
-    """The largest or smallest of the last axis, by quarters laid upon each other: XLA's own reduction takes twice the
-    time on a CPU. Quarters may overlap, since a number counts no more if it is there twice."""
+def _folded(extreme: Callable[[Array, Array], Array], reduction: Callable[..., Array], values: Array) -> Array:
+    """The largest or smallest of the last axis, by a `reduction` or by its `extreme` of two.
+
+    On a CPU quarters are laid upon each other, where XLA's reduction takes twice the time. They may overlap, since a
+    number counts no more if it is there twice.
+    """
+    if jax.default_backend() != "cpu":
+        return reduction(values, axis=-1)
     while (size := values.shape[-1]) > 1:
         quarter = -(-size // 4)
         starts = [min(start, size - quarter) for start in range(0, size, quarter)]

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gemsjax.devices import unroll_of
-from gemsjax.maths.blocks import once
 from gemsjax.nets.mlp import affine, uniform
 from gemsjax.types import Array, Observation, Params
 
@@ -124,15 +123,16 @@ def _recurrence_forward(inputs: Array, kernel: Array, bias: Array) -> tuple[Arra
 def _recurrence_backward(residuals: tuple, cotangent: Array) -> tuple[Array, Array, Array]:
     """Only the chain through the states is sequential; its factors and the weights' gradients are not."""
     states, gates, kernel, bias = residuals
+    width = kernel.shape[0]
     reset, update, new = jnp.split(gates, 3, axis=-1)
     before = jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
     by_new = (1.0 - update) * (1.0 - new * new)
     by_update = (before - new) * update * (1.0 - update)
     # One product of all turns is faster than keeping what the forward pass knew.
-    recurrent_new = before @ kernel[:, 2 * len(kernel) :] + bias[2 * len(kernel) :]
+    recurrent_new = before @ kernel[:, 2 * width :] + bias[2 * width :]
     by_reset = by_new * recurrent_new * reset * (1.0 - reset)
     factors = jnp.concatenate([by_reset, by_update, by_new * reset], axis=-1)
-    turned = once(kernel.T)
+    turned = kernel.T  # not within the loop, where XLA would turn it every turn
 
     def step(later: Array, turn: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         grad, factor, update = turn
@@ -142,7 +142,7 @@ def _recurrence_backward(residuals: tuple, cotangent: Array) -> tuple[Array, Arr
     turns, last = (cotangent, factors, update), jnp.zeros_like(states[0])
     _, grads = jax.lax.scan(step, last, turns, reverse=True, unroll=unroll_of(len(states)))
     d_recurrent = jnp.tile(grads, 3) * factors
-    d_inputs = jnp.concatenate([d_recurrent[..., : 2 * kernel.shape[0]], grads * by_new], axis=-1)
+    d_inputs = jnp.concatenate([d_recurrent[..., : 2 * width], grads * by_new], axis=-1)
     return d_inputs, jnp.einsum("tbi,tbj->ij", before, d_recurrent), d_recurrent.sum(axis=(0, 1))
 
 

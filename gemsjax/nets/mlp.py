@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gemsjax.maths.blocks import once
 from gemsjax.types import Array, Key
 
 
@@ -44,8 +45,7 @@ def _product(x: Array, kernel: Array) -> Array:
 
 def _affine_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array, Array]:
     x, kernel = residuals
-    if jax.default_backend() == "cpu":
-        grad = jax.lax.optimization_barrier(grad)  # else XLA computes it again for each of the three
+    grad = once(grad)
     return grad @ kernel.T, outer_sum(x, grad), grad.reshape(-1, grad.shape[-1]).sum(axis=0)
 
 
@@ -62,8 +62,7 @@ def outer_sum(x: Array, grad: Array) -> Array:
     x, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
     if jax.default_backend() == "cpu" and 2 * grad.shape[1] < x.shape[1]:
         # The barriers keep XLA from turning the product round again, and from passing on its columns as rows.
-        turned = jax.lax.optimization_barrier(grad.T @ x)
-        return jax.lax.optimization_barrier(turned.T)
+        return once(once(grad.T @ x).T)
     return x.T @ grad
 
 

@@ -11,7 +11,7 @@ from flax import struct
 
 from gemsjax.errors import DataError, require_count
 from gemsjax.maths.blocks import once
-from gemsjax.maths.slates import best_item, top_items
+from gemsjax.maths.slates import FEW, best_item, top_items
 from gemsjax.rankers import Ranker
 from gemsjax.types import Array, Dims
 
@@ -88,7 +88,7 @@ def by_dimension(embeddings: Array) -> Array:
     return once(embeddings.T)
 
 
-_FEW, _PORTION = 32, 128
+_PORTION = 128
 """Queries that a CPU searches at once: whole vectors of them, whose scores stay in a core's cache."""
 
 
@@ -99,7 +99,7 @@ def nearest_items(embeddings: Array, queries: Array, count: int) -> Array:
     """
     number = len(queries)
     half = 0.5 * jnp.square(embeddings).sum(axis=-1)
-    if number < _FEW:
+    if number < FEW:
         return jax.vmap(lambda scores: top_items(scores, count))(queries @ by_dimension(embeddings) - half)
 
     def search(queries: Array) -> Array:
