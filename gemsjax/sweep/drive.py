@@ -29,7 +29,7 @@ from gemsjax.sweep.bundle import Bundle, bundle, identity, program, saved_like, 
 from gemsjax.sweep.cadence import Cadence
 from gemsjax.sweep.layout import Layout, gather, going, make_layout, of_run, place
 from gemsjax.sweep.pretraining import Together, pretrain
-from gemsjax.sweep.processes import WAIT, Process, share, together
+from gemsjax.sweep.processes import WAIT, Process, share, wait_for_all
 
 Rows = list[dict[str, Any]]
 NEVER = -1
@@ -111,7 +111,7 @@ def run_sweep(
         about |= {"command": options.command} if options.command else {}
         dealt = files.begin(directory, runs, shards, about, resume=options.resume, overwrite=options.overwrite)
         tell()
-    together("the sweep has begun", process)
+    wait_for_all("the sweep has begun", process)
     dealt = dealt or files.continued(directory, runs)
     # One size of groups for all shards, be they of unequal length, and for every process.
     group = files.last_layout(directory)["group"]

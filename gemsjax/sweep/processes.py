@@ -81,7 +81,7 @@ def _take_all_devices() -> None:
             jax.config.update(f"jax_{kind}_visible_devices", "all")
 
 
-def together(name: str, process: Process) -> None:
+def wait_for_all(name: str, process: Process) -> None:
     """Wait until all processes have come here."""
     if process.total > 1:
         multihost_utils.sync_global_devices(name)
