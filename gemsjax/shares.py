@@ -27,7 +27,7 @@ from gemsjax.types import Array, Key
 Tree = TypeVar("Tree")
 AXIS = "shares"
 _MANY = 2**17
-"""Numbers that a core's cache no longer holds while they are drawn: then an episode's are drawn after the other's.
+"""Numbers that a core's cache no longer holds while they are drawn: then one episode's are drawn after another's.
 Measured: 64,000 are slower so, 400,000 faster."""
 _count: ContextVar[int] = ContextVar("shares", default=1)
 

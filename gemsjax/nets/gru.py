@@ -128,7 +128,7 @@ def _recurrence_backward(residuals: tuple, cotangent: Array) -> tuple[Array, Arr
     before = jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
     by_new = (1.0 - update) * (1.0 - new * new)
     by_update = (before - new) * update * (1.0 - update)
-    # One product of all turns is faster than keeping what the forward pass knew.
+    # One product of all turns, so that the scan has less to keep.
     recurrent_new = before @ kernel[:, 2 * width :] + bias[2 * width :]
     by_reset = by_new * recurrent_new * reset * (1.0 - reset)
     factors = jnp.concatenate([by_reset, by_update, by_new * reset], axis=-1)
