@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemsjax.envs.topics import MEMORY, _append, _drop
+from gemsjax.maths.randomness import normal_row
 from gemsjax.maths.slates import draw_distinct
 
 append, drop = jax.jit(_append), jax.jit(_drop)
@@ -62,3 +63,19 @@ def test_every_ordered_draw_is_equally_likely(population, size, bound):
     expected = draws / kinds
     assert len(counts) == kinds
     assert ((counts - expected) ** 2 / expected).sum() < bound
+
+
+@pytest.mark.parametrize("size", [1, 7, 5000])
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg"])
+def test_normal_numbers_are_those_of_jax_bit_for_bit(kind, size):
+    key = jax.random.key(5, impl=kind)
+    whole = jax.random.normal(key, (size,))
+    np.testing.assert_array_equal(jax.jit(lambda key: normal_row(key, size))(key), whole)
+    part = jax.jit(lambda key, start: normal_row(key, size, start, size // 2))(key, size // 3)
+    np.testing.assert_array_equal(part, whole[size // 3 : size // 3 + size // 2])
+
+
+def test_normal_numbers_of_several_keys_at_once():
+    keys = jax.random.split(jax.random.key(6), 3)
+    drawn = jax.vmap(lambda key: normal_row(key, 40))(keys)
+    np.testing.assert_array_equal(drawn, jax.vmap(lambda key: jax.random.normal(key, (40,)))(keys))

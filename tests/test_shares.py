@@ -13,7 +13,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from gemsjax import shares
 from gemsjax.maths.blocks import over_turns
@@ -90,6 +89,15 @@ _, validated_by_both = together(devices, pretraining.validate)(*everywhere(devic
 jax.tree.map(close, validated_by_both, validated)
 """
 
+NOISE = """
+from gemsjax.shares import normal_of_episodes, normal_of_rows
+key, devices = jax.random.key(3), sharers(8)
+drawn = lambda key: (jnp.swapaxes(normal_of_episodes(key, 8, (7, 5)), 0, 1), normal_of_rows(key, (8, 5)))
+shared = together(devices, lambda key: jax.tree.map(gathered, drawn(key)))(everywhere(devices, key))
+jax.tree.map(np.testing.assert_array_equal, shared, drawn(key))
+np.testing.assert_array_equal(shared[1], jax.random.normal(key, (8, 5)))
+"""
+
 STOPPED_AND_RESUMED = """
 whole, root = settings_of(), Path(sys.argv[1])
 whole = dataclasses.replace(whole, gems=dataclasses.replace(whole.gems, users=70, batch_size=128))
@@ -140,6 +148,10 @@ def test_a_slate_vae_of_two_devices_is_that_of_one(tmp_path):
     in_two_devices(A_SLATE_VAE, tmp_path)
 
 
+def test_noise_of_two_devices_is_that_of_one(tmp_path):
+    in_two_devices(NOISE, tmp_path)
+
+
 def test_a_run_of_two_devices_resumes_bit_for_bit(tmp_path):
     in_two_devices(STOPPED_AND_RESUMED, tmp_path)
 
@@ -159,11 +171,9 @@ def test_the_only_core_of_a_machine_works_in_blocks(monkeypatch):
         assert str(jax.make_jaxpr(program)(x)).count("scan[") == loops
 
 
-@pytest.mark.parametrize("many", [1, 1000])  # one after the other, or at once
-def test_an_update_has_numbers_of_its_own_for_every_episode(monkeypatch, many):
-    monkeypatch.setattr(shares, "_MANY", many)
+def test_an_update_has_numbers_of_its_own_for_every_episode():
     key, shape = jax.random.key(3), (7, 5)
-    drawn = shares.normal_of_episodes(key, 4, shape)
+    drawn = jax.jit(lambda key: shares.normal_of_episodes(key, 4, shape))(key)
     assert drawn.shape == (7, 4, 5)
     for episode, own_key in enumerate(jax.random.split(key, 4)):
         np.testing.assert_array_equal(drawn[:, episode], jax.random.normal(own_key, shape))

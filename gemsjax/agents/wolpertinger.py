@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from gemsjax.agents import sac
 from gemsjax.agents.base import Acting, Agent, Choice
 from gemsjax.errors import require_choice, require_count
-from gemsjax.maths.slates import best_item
+from gemsjax.maths.blocks import once
 from gemsjax.rankers import Ranker
 from gemsjax.rankers.items import ItemWeights, nearest_items
 from gemsjax.types import Array, Dims, Episode, Params
@@ -156,19 +156,18 @@ def slate_of(critics: tuple[Params, ...], embeddings: Array, state: Array, queri
     """One user's slate: state [belief width], queries [K, E] -> [K] int32. Projects only the candidates."""
     slots, width = queries.shape
     candidates = nearest_items(embeddings, queries, count)
-    items = embeddings[candidates]
     apart = [_judge(critic, slots, width) for critic in critics]
-    # The judges side by side, one product for all.
-    own = jnp.concatenate([judge.own for judge in apart], axis=-1)
-    copies = jnp.concatenate([judge.copies for judge in apart], axis=-1)
-    own, copies = jnp.einsum("kce,keh->kch", items, own), jnp.einsum("kce,keh->kch", items, copies)
-    hidden = jnp.concatenate([_before(critic, state) for critic in critics])
+    # The judges side by side: one product for all. Kernels are taken apart once, not in every turn of a rollout.
+    copies = jnp.einsum("kce,keh->kch", embeddings[candidates], _side_by_side([judge.copies for judge in apart]))
+    kernels = once(tuple(_side_by_side([judge.own for judge in apart])))
+    hidden = _side_by_side([_before(critic, state) for critic in critics])
     slate = []
-    for slot in range(slots):
+    for slot, kernel in enumerate(kernels):
         inputs = jnp.split(hidden + copies[slot], len(apart), axis=-1)
-        best = best_item(_least([judge.value(x) for x, judge in zip(inputs, apart, strict=True)]))
-        hidden = hidden + own[slot, best]
-        slate.append(candidates[slot, best])
+        best = jnp.argmax(_least([judge.value(x) for x, judge in zip(inputs, apart, strict=True)]))
+        item = candidates[slot, best]
+        hidden = hidden + embeddings[item] @ kernel
+        slate.append(item)
     return jnp.stack(slate)
 
 
@@ -215,6 +214,10 @@ def _turn_by_turn(function: Callable[[Any], Array], inputs: Any) -> Array:
     return jax.lax.platform_dependent(
         inputs, cpu=lambda inputs: jax.lax.map(function, inputs), default=lambda inputs: jax.vmap(function)(inputs)
     )
+
+
+def _side_by_side(arrays: list[Array]) -> Array:
+    return jnp.concatenate(arrays, axis=-1)
 
 
 def _least(values: list[Array]) -> Array:

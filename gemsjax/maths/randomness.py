@@ -1,4 +1,4 @@
-"""Random numbers from one row of uniform numbers. Used by environments and agents.
+"""Random numbers from one row of uniform numbers; long rows of normal ones. For environments, agents and pretrain/.
 
 Every call of a generator costs compile time and, in a rollout of a single user, run time of its own. So whoever needs
 randomness in a turn says how many uniform numbers, and a rollout draws all of an episode's in one call.
@@ -6,10 +6,12 @@ randomness in a turn says how many uniform numbers, and a rollout draws all of a
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import erfinv
 
-from gemsjax.types import Array
+from gemsjax.types import Array, Key
 
 
 def normal(uniforms: Array) -> Array:
@@ -24,3 +26,36 @@ def whole_number(uniforms: Array, below: int | Array) -> Array:
     A uniform number has 23 bits: ample for catalogues, topics and replay buffers.
     """
     return jnp.minimum((uniforms * below).astype(jnp.int32), below - 1)
+
+
+def normal_row(key: Key, size: int, start: Array | int = 0, size_of_part: int | None = None) -> Array:
+    """`jax.random.normal(key, (size,))`, or a part of it: [size_of_part] numbers from number `start` on.
+
+    The same bits. On a CPU in half of the time: JAX's generator takes all numbers through memory once a round there,
+    here a number is made in one go, and only if it is asked for.
+    """
+    part = size if size_of_part is None else size_of_part
+    if jax.default_backend() != "cpu" or str(jax.random.key_impl(key)) != "threefry2x32":
+        return jax.lax.dynamic_slice_in_dim(jax.random.normal(key, (size,)), start, part)
+    counters = jnp.asarray(start, jnp.uint32) + jax.lax.iota(jnp.uint32, part)
+    words = _threefry(jax.random.key_data(key), jnp.zeros_like(counters), counters)
+    mantissas = (words[0] ^ words[1]) >> np.uint32(9) | np.uint32(0x3F800000)
+    uniforms = jax.lax.bitcast_convert_type(mantissas, jnp.float32) - 1.0  # in [0, 1)
+    least = jnp.nextafter(jnp.float32(-1.0), jnp.float32(0.0))
+    return jnp.sqrt(jnp.float32(2.0)) * erfinv(jnp.maximum(least, uniforms * (1.0 - least) + least))
+
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+def _threefry(key: Array, first: Array, second: Array) -> tuple[Array, Array]:
+    """Threefry-2x32 with 20 rounds (Salmon et al. 2011): a key of two words, and counters of two words each."""
+    keys = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
+    first, second = first + keys[0], second + keys[1]
+    for fours in range(5):
+        for bits in _ROTATIONS[fours % 2]:
+            first = first + second
+            second = first ^ (second << np.uint32(bits) | second >> np.uint32(32 - bits))
+        first = first + keys[(fours + 1) % 3]
+        second = second + keys[(fours + 2) % 3] + np.uint32(fours + 1)
+    return first, second

@@ -21,7 +21,7 @@ from gemsjax.maths.optimise import AdamState, adam_init, adam_step
 from gemsjax.maths.shuffle import shuffled
 from gemsjax.nets.gems import SlateVAE
 from gemsjax.rankers.gems import GeMSWeights
-from gemsjax.shares import averaged, count, own
+from gemsjax.shares import averaged, count, normal_of_rows, own
 from gemsjax.types import Array, Dims, Key, Metrics, Observation, Params
 
 NOISES = ("deviation", "variance")
@@ -127,8 +127,8 @@ def make_pretraining(spec: GeMSSpec, dims: Dims) -> Pretraining:
         def one(state: GeMSState, batch: Array) -> tuple[GeMSState, Metrics]:
             rows = batch * spec.batch_size + jnp.arange(spec.batch_size)
             rows = shuffled(rows, data.slates.shape[0], order_key) if spec.shuffle else rows
-            noise = jax.random.normal(jax.random.fold_in(noise_key, batch), (spec.batch_size, spec.latent_dim))
-            return update(state, hypers, observe(data, own(rows), dims), own(noise))
+            noise = normal_of_rows(jax.random.fold_in(noise_key, batch), (spec.batch_size, spec.latent_dim))
+            return update(state, hypers, observe(data, own(rows), dims), noise)
 
         return jax.lax.scan(one, state, batches)
 
