@@ -211,17 +211,21 @@ def make_soft(spec: SACSpec, dims: Dims, means: Means) -> Agent:
     )
 
 
+Heads = tuple[Array, Array]
+"""Mean and log standard deviation before tanh, [..., A] each."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Networks(Networks):
     """SAC's policy network gives the means and log standard deviations of a squashed Gaussian."""
 
     def gaussian(self, params: Params, states: Array) -> SquashedGaussian:
-        return self.split(self.outputs(params, states))
+        return SquashedGaussian(*self.heads(params, states))
 
-    @staticmethod
-    def split(outputs: Array) -> SquashedGaussian:
-        mean, log_std = jnp.split(outputs, 2, axis=-1)
-        return SquashedGaussian(mean, log_std)
+    def heads(self, params: Params, states: Array) -> Heads:
+        """Two arrays, not halves of one: so a CPU takes each as one row of numbers."""
+        mean, log_std = jnp.split(self.outputs(params, states), 2, axis=-1)
+        return mean, log_std
 
 
 def _first_alpha(hypers: SACHypers) -> Array:
@@ -243,8 +247,9 @@ def _update(
     batch = actor_critic.turns(batch)
     unrolled = actor_critic.unroll(networks, params, batch.observation)
 
-    outputs, pull_policy = forward_over_turns(networks.outputs, params.policy, unrolled.actor)
-    target = _target(networks, means, acting, box, unrolled, outputs[1:], batch.reward, noise.next_action)
+    heads, pull_policy = forward_over_turns(networks.heads, params.policy, unrolled.actor)
+    next_heads = (heads[0][1:], heads[1][1:])
+    target = _target(networks, means, acting, box, unrolled, next_heads, batch.reward, noise.next_action)
     (loss_q, mean_q), (critics_grad, critic_states_grad) = gradients_over_turns(
         partial(actor_critic.critic_loss, networks),
         params.critics,
@@ -255,10 +260,10 @@ def _update(
     loss_q, mean_q, critics_grad = averaged((loss_q, mean_q, critics_grad))
     critics, critics_moments = adam_step(params.critics, critics_grad, moments.critics, hypers.critic_rate)
 
-    (loss_pi, mean_log_prob), (_, outputs_grad) = gradients_over_turns(
-        partial(_policy_loss, networks, state.alpha, box, critics), (), outputs, unrolled.critic, noise.action
+    (loss_pi, mean_log_prob), (_, heads_grad) = gradients_over_turns(
+        partial(_policy_loss, networks, state.alpha, box, critics), (), heads, unrolled.critic, noise.action
     )
-    policy_grad, actor_states_grad = pull_policy(outputs_grad)
+    policy_grad, actor_states_grad = pull_policy(heads_grad)
     gradients = unrolled.pull(actor_states_grad, critic_states_grad) | {"policy": policy_grad}
     loss_pi, mean_log_prob, gradients = averaged((loss_pi, mean_log_prob, gradients))
     loss_alpha = -jnp.exp(params.log_alpha) * (mean_log_prob + hypers.entropy_target * means.action_dim)
@@ -293,20 +298,20 @@ def _target(
     acting: Acting,
     box: Box,
     unrolled: Unrolled,
-    outputs: Array,
+    heads: Heads,
     reward: Array,
     noise: Array,
 ) -> Array:
     """What the critics should say, [H, B]: reward, and the discounted soft value of the next turn.
 
-    `outputs` of the policy [H-1, B, 2A] and `noise` [H-1, B, A] are those of the next turns.
+    `heads` of the policy and `noise`, [H-1, B, A], are those of the next turns.
     """
     state, actor, critic = acting.state, unrolled.actor[1:], unrolled.critic[1:]
 
     def least(states: Array, judged: Array) -> Array:
         return jnp.minimum(*networks.q_values(state.targets, states, judged))
 
-    squashed, log_prob = networks.split(outputs).sample_and_log_prob(noise)
+    squashed, log_prob = SquashedGaussian(*heads).sample_and_log_prob(noise)
     next_q = over_turns(least, critic, means.judged(acting, (actor, critic), _inside(box, squashed)))
     return actor_critic.discounted(reward, acting.hypers.gamma, next_q - state.alpha * log_prob)
 
@@ -317,14 +322,14 @@ def _policy_loss(
     box: Box,
     critics: tuple[Params, Params],
     _params: tuple[()],
-    outputs: Array,
+    heads: Heads,
     states: Array,
     noise: Array,
 ) -> tuple[Array, Array]:
     """Mean of alpha * log-probability - Q of a fresh action; and the mean log-probability.
 
-    `outputs` are the policy's, `states` the critics'.
+    `heads` are the policy's, `states` the critics'.
     """
-    squashed, log_prob = networks.split(outputs).sample_and_log_prob(noise)
+    squashed, log_prob = SquashedGaussian(*heads).sample_and_log_prob(noise)
     q = jnp.minimum(*networks.q_values(critics, states, _inside(box, squashed)))
     return jnp.mean(alpha * log_prob - q), jnp.mean(log_prob)
