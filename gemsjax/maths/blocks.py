@@ -62,14 +62,14 @@ def over_turns(function: Callable[..., Any], *turns: Any) -> Any:
 
 
 def gradients_over_turns(
-    loss: Callable[..., tuple[Array, Any]], params: Params, states: Array, *turns: Any
-) -> tuple[tuple[Array, Any], tuple[Params, Array]]:
+    loss: Callable[..., tuple[Array, Any]], params: Params, states: Tree, *turns: Any
+) -> tuple[tuple[Array, Any], tuple[Params, Tree]]:
     """Value and gradients of a loss that is a mean over turns and users; by blocks inside `one_core`.
 
     Args:
       loss: `(params, states, *turns) -> (loss, what else to report)`, all of it means over [h, B], for any h.
       params: differentiated.
-      states: [H, B, width], differentiated.
+      states: leaves [H, B, width], differentiated.
       turns: leaves [H, B, ...], not differentiated.
 
     Returns:
@@ -83,7 +83,7 @@ def gradients_over_turns(
     def share(tree: Any) -> Any:
         return jax.tree.map(lambda x: x / blocks, tree)
 
-    def add(total: Any, block: tuple) -> tuple[Any, Array]:
+    def add(total: Any, block: tuple) -> tuple[Any, Tree]:
         reported, (by_params, by_states) = value_and_gradients(params, *block)
         total = jax.tree.map(jnp.add, total, share((reported, by_params)))
         # The barrier keeps XLA from computing these gradients again, number by number, as it stores them.
@@ -98,25 +98,25 @@ def gradients_over_turns(
 
 
 def forward_over_turns(
-    function: Callable[[Params, Array], Array], params: Params, states: Array
-) -> tuple[Array, Callable[[Array], tuple[Params, Array]]]:
+    function: Callable[[Params, Array], Tree], params: Params, states: Array
+) -> tuple[Tree, Callable[[Tree], tuple[Params, Array]]]:
     """`jax.vjp(function, params, states)` of what does not look from one turn to another; by blocks inside `one_core`,
     where a block's hidden layers are made again on the way back.
 
     Args:
-      function: `(params, [h, B, n]) -> [h, B, m]`, for any h.
+      function: `(params, [h, B, n]) -> leaves [h, B, m]`, for any h.
       params: differentiated.
       states: [H, B, n], differentiated.
 
     Returns:
-      [H, B, m], and what turns a gradient with respect to it into those with respect to (params, states).
+      Leaves [H, B, m], and what turns a gradient with respect to it into those with respect to (params, states).
     """
     blocks = _count_blocks(states)
     if blocks == 1:
         return jax.vjp(function, params, states)
 
-    def pull(grads: Array) -> tuple[Params, Array]:
-        def add(total: Params, block: tuple[Array, Array]) -> tuple[Params, Array]:
+    def pull(grads: Tree) -> tuple[Params, Array]:
+        def add(total: Params, block: tuple[Array, Tree]) -> tuple[Params, Array]:
             states, grad = block
             by_params, by_states = jax.vjp(function, params, states)[1](grad)
             return jax.tree.map(jnp.add, total, by_params), once(by_states)
