@@ -22,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gemsjax.devices import available_cores
 from gemsjax.maths.blocks import one_core
-from gemsjax.maths.randomness import normal_row
+from gemsjax.maths.randomness import in_registers, normal_row
 from gemsjax.types import Array, Key
 
 Tree = TypeVar("Tree")
@@ -127,14 +127,17 @@ def gathered(values: Array) -> Array:
 def normal_of_episodes(key: Key, batch: int, shape: tuple[int, int]) -> Array:
     """Standard normal numbers, time-major: [H, batch, A] for `shape` [H, A], or this device's share of the batch."""
     keys, draw = own(jax.random.split(key, batch)), partial(normal_row, size=math.prod(shape))
-    # On a CPU one episode's after another's: a loop keeps them in rows, where XLA would draw them in the order asked
-    # for, number by number.
-    rows = jax.lax.map(draw, keys) if jax.default_backend() == "cpu" else jax.vmap(draw)(keys)
-    return jnp.swapaxes(rows.reshape(-1, *shape), 0, 1)
+    # One episode's after another's: a loop leaves them in rows, where XLA would draw them in the order asked for,
+    # number by number.
+    rows = jax.lax.map(draw, keys) if in_registers(key) else jax.vmap(draw)(keys)
+    return jnp.swapaxes(rows.reshape(len(keys), *shape), 0, 1)
 
 
 def normal_of_rows(key: Key, shape: tuple[int, int]) -> Array:
-    """`own(jax.random.normal(key, shape))` of which a CPU draws only the share."""
-    rows, width = shape
-    first = 0 if count() == 1 else jax.lax.axis_index(AXIS) * (rows // count()) * width
-    return normal_row(key, rows * width, first, rows // count() * width).reshape(-1, width)
+    """`own(jax.random.normal(key, shape, float32))` of which a CPU draws only the share.
+
+    `shape` is [n, width], and the number of devices divides n: [n / count(), width].
+    """
+    rows, width = shape[0] // count(), shape[1]
+    first = 0 if count() == 1 else jax.lax.axis_index(AXIS) * rows * width
+    return normal_row(key, math.prod(shape), first, rows * width).reshape(rows, width)

@@ -40,10 +40,11 @@ def test_only_one_core_works_in_blocks():
 
 
 def test_gradients_are_those_of_one_piece():
-    weights, states, aims = numbers(4, 3), numbers(TURNS, USERS, 4), numbers(TURNS, USERS, 3)
+    weights, aims = numbers(4, 3), numbers(TURNS, USERS, 3)
+    states = numbers(TURNS, USERS, 4), numbers(TURNS, USERS, 3)  # any number of arrays
 
     def loss(weights, states, aims):
-        error = jnp.square(jnp.tanh(states @ weights) - aims)
+        error = jnp.square(jnp.tanh(states[0] @ weights) * states[1] - aims)
         return error.mean(), {"largest row": error.sum(axis=-1).mean()}
 
     whole = gradients_over_turns(loss, weights, states, aims)
@@ -53,10 +54,14 @@ def test_gradients_are_those_of_one_piece():
 
 
 def test_a_forward_pass_and_its_way_back_are_those_of_one_piece():
-    weights, states, grads = numbers(4, 3), numbers(TURNS, USERS, 4), numbers(TURNS, USERS, 3)
+    weights, states = numbers(4, 3), numbers(TURNS, USERS, 4)
+    grads = numbers(TURNS, USERS, 2), numbers(TURNS, USERS, 1)
+
+    def heads(weights, states):  # two arrays
+        return tuple(jnp.split(jnp.tanh(states @ weights), [2], axis=-1))
 
     def both(weights, states, grads):
-        outputs, pull = forward_over_turns(lambda weights, states: jnp.tanh(states @ weights), weights, states)
+        outputs, pull = forward_over_turns(heads, weights, states)
         return outputs, pull(grads)
 
     whole = both(weights, states, grads)
@@ -67,7 +72,7 @@ def test_a_forward_pass_and_its_way_back_are_those_of_one_piece():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), parts, whole)
 
 
-@pytest.mark.parametrize(("name", "turns"), [("sac", TURNS), ("td3", TURNS), ("sac", 1)])
+@pytest.mark.parametrize(("name", "turns"), [("sac", TURNS), ("td3", TURNS), ("sac", 1), ("td3", 1)])
 def test_an_update_of_one_core_is_that_of_all(name, turns):
     dims = Dims(30, 4, turns)
     ranker = make_topk_ranker(dims, 5)

@@ -65,17 +65,34 @@ def test_every_ordered_draw_is_equally_likely(population, size, bound):
     assert ((counts - expected) ** 2 / expected).sum() < bound
 
 
+def the_numbers_of_jax(kind, size):
+    key, start = jax.random.key(5, impl=kind), size // 3
+    whole = jax.random.normal(key, (size,))
+    np.testing.assert_array_equal(jax.jit(lambda key: normal_row(key, size))(key), whole)
+    part = jax.jit(lambda key, start: normal_row(key, size, start, size - size // 3))(key, start)
+    np.testing.assert_array_equal(part, whole[start:])
+
+
 @pytest.mark.parametrize("size", [1, 7, 5000])
 @pytest.mark.parametrize("kind", ["threefry2x32", "rbg"])
 def test_normal_numbers_are_those_of_jax_bit_for_bit(kind, size):
-    key = jax.random.key(5, impl=kind)
-    whole = jax.random.normal(key, (size,))
-    np.testing.assert_array_equal(jax.jit(lambda key: normal_row(key, size))(key), whole)
-    part = jax.jit(lambda key, start: normal_row(key, size, start, size // 2))(key, size // 3)
-    np.testing.assert_array_equal(part, whole[size // 3 : size // 3 + size // 2])
+    the_numbers_of_jax(kind, size)
+
+
+@pytest.mark.optimised
+def test_normal_numbers_are_those_of_jax_as_users_compile_them():
+    the_numbers_of_jax("threefry2x32", 5000)
+
+
+def test_normal_numbers_of_another_numbering():
+    with jax.threefry_partitionable(False):
+        the_numbers_of_jax("threefry2x32", 50)
 
 
 def test_normal_numbers_of_several_keys_at_once():
-    keys = jax.random.split(jax.random.key(6), 3)
-    drawn = jax.vmap(lambda key: normal_row(key, 40))(keys)
-    np.testing.assert_array_equal(drawn, jax.vmap(lambda key: jax.random.normal(key, (40,)))(keys))
+    keys, starts = jax.random.split(jax.random.key(6), 3), jnp.arange(3)
+    drawn = jax.vmap(lambda key, start: normal_row(key, 40, start, 30))(keys, starts)
+    whole = jax.vmap(lambda key: jax.random.normal(key, (40,)))(keys)
+    np.testing.assert_array_equal(drawn, [row[start : start + 30] for start, row in enumerate(whole)])
+    with pytest.raises(AssertionError):
+        normal_row(keys[0], 40, 0, 41)

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gemsjax import shares
 from gemsjax.maths.blocks import over_turns
@@ -171,7 +172,9 @@ def test_the_only_core_of_a_machine_works_in_blocks(monkeypatch):
         assert str(jax.make_jaxpr(program)(x)).count("scan[") == loops
 
 
-def test_an_update_has_numbers_of_its_own_for_every_episode():
+@pytest.mark.parametrize("in_registers", [True, False])  # in a loop, or at once
+def test_an_update_has_numbers_of_its_own_for_every_episode(monkeypatch, in_registers):
+    monkeypatch.setattr(shares, "in_registers", lambda _key: in_registers)
     key, shape = jax.random.key(3), (7, 5)
     drawn = jax.jit(lambda key: shares.normal_of_episodes(key, 4, shape))(key)
     assert drawn.shape == (7, 4, 5)

@@ -120,6 +120,19 @@ def test_what_each_setting_looks_at(items, state):
         np.testing.assert_array_equal(means.taken(items, batch), wolpertinger.embedded(items, taken))
 
 
+@pytest.mark.parametrize("layout", wolpertinger.LAYOUTS)
+def test_episodes_of_one_turn_have_no_next_slates(items, layout):
+    dims = DIMS._replace(horizon=1)
+    spec, _ = made(query_layout=layout)
+    agent = wolpertinger.make_wknn(spec, dims, make_khead_ranker(dims, WIDTH))
+    hypers = sac.SACHypers()
+    acting = Acting(agent.init(jax.random.key(0), hypers), hypers, items)
+    seen = Observation(jnp.zeros((4, 1, 3), jnp.int32), jnp.zeros((4, 1, 3), bool))
+    batch = Episode(seen, seen.slate, jnp.ones((4, 1)), jax.tree.map(lambda x: x[:, 0], seen))
+    state, metrics = jax.jit(agent.update)(acting, batch, agent.draw_update(jax.random.key(1), 4))
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((state, metrics)))
+
+
 def test_the_published_variant_is_another_setting_of_the_same_names():
     changed = wolpertinger.PUBLISHED["spec"]
     published = wolpertinger.WkNNSpec(**changed)

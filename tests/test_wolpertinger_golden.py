@@ -11,6 +11,7 @@ import pytest
 from gemsjax.agents import actor_critic, sac, wolpertinger
 from gemsjax.agents.base import Acting
 from gemsjax.belief import make_gru
+from gemsjax.maths.distributions import SquashedGaussian
 from gemsjax.maths.optimise import adam_init
 from gemsjax.nets.mlp import MLP, Critic
 from gemsjax.rankers.items import item_weights, make_khead_ranker, make_topk_ranker, nearest_items
@@ -105,11 +106,11 @@ def test_wknn_next_slates_and_targets(g, acting, batch):
     @jax.jit
     def targets(acting, noise):
         unrolled = actor_critic.unroll(networks, acting.state.params, turns.observation)
-        outputs = networks.outputs(acting.state.params.policy, unrolled.actor[1:])
-        squashed, _ = networks.split(outputs).sample_and_log_prob(noise.next_action)
+        heads = networks.heads(acting.state.params.policy, unrolled.actor[1:])
+        squashed, _ = SquashedGaussian(*heads).sample_and_log_prob(noise.next_action)
         action = actor_critic.inside(box, squashed)
         judged = means.judged(acting, (unrolled.actor[1:], unrolled.critic[1:]), action)
-        return judged, sac._target(networks, means, acting, box, unrolled, outputs, turns.reward, noise.next_action)
+        return judged, sac._target(networks, means, acting, box, unrolled, heads, turns.reward, noise.next_action)
 
     judged, target = targets(acting, noise(g))
     recorded = g["wknn/next_slates"].reshape(EPISODES, TURNS - 1, SLATE)

@@ -223,7 +223,10 @@ class _Networks(Networks):
         return SquashedGaussian(*self.heads(params, states))
 
     def heads(self, params: Params, states: Array) -> Heads:
-        """Two arrays, not halves of one: so a CPU takes each as one row of numbers."""
+        """[..., belief width] -> mean and log standard deviation, [..., A] each.
+
+        Apart, so that a loop over blocks leaves each as one row of numbers, not to be cut out of rows of 2A.
+        """
         mean, log_std = jnp.split(self.outputs(params, states), 2, axis=-1)
         return mean, log_std
 

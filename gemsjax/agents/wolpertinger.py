@@ -82,9 +82,10 @@ def _means(spec: WkNNSpec, dims: Dims, ranker: Ranker) -> sac.Means:
 
     def queries(actions: Array) -> Array:
         """[..., K * E] -> [..., K, E]."""
+        width = actions.shape[-1] // slots
         if spec.query_layout == "slot":
-            return actions.reshape(*actions.shape[:-1], slots, -1)
-        return jnp.swapaxes(actions.reshape(*actions.shape[:-1], -1, slots), -1, -2)
+            return actions.reshape(*actions.shape[:-1], slots, width)
+        return jnp.swapaxes(actions.reshape(*actions.shape[:-1], width, slots), -1, -2)
 
     def judges(acting: Acting) -> tuple[Params, ...]:
         return acting.state.targets if by_critic else acting.state.targets[:1]
@@ -114,7 +115,7 @@ def _means(spec: WkNNSpec, dims: Dims, ranker: Ranker) -> sac.Means:
 def embedded(weights: ItemWeights, slates: Array) -> Array:
     """Slates as critics see them: [..., K] -> [..., K * E]."""
     rows = weights.embeddings.at[slates].get(mode="promise_in_bounds")
-    return rows.reshape(*slates.shape[:-1], -1)
+    return rows.reshape(*slates.shape[:-1], slates.shape[-1] * weights.embeddings.shape[1])
 
 
 # -- filling slates ----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ randomness in a turn says how many uniform numbers, and a rollout draws all of a
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,33 +30,42 @@ def whole_number(uniforms: Array, below: int | Array) -> Array:
 
 
 def normal_row(key: Key, size: int, start: Array | int = 0, size_of_part: int | None = None) -> Array:
-    """`jax.random.normal(key, (size,))`, or a part of it: [size_of_part] numbers from number `start` on.
+    """`jax.random.normal(key, (size,), float32)`, or a part of it, the same bits: [size_of_part] from `start` on.
 
-    The same bits. On a CPU in half of the time: JAX's generator takes all numbers through memory once a round there,
-    here a number is made in one go, and only if it is asked for.
+    On a CPU in half to four fifths of the time: JAX's generator takes all numbers through memory once every four
+    rounds there, here a number is made in one go, and only if it is asked for. `start` is at least 0 and at most
+    `size - size_of_part`; `size` is below 2^32.
     """
     part = size if size_of_part is None else size_of_part
-    if jax.default_backend() != "cpu" or str(jax.random.key_impl(key)) != "threefry2x32":
-        return jax.lax.dynamic_slice_in_dim(jax.random.normal(key, (size,)), start, part)
+    chex.assert_scalar_in(part, 0, size)
+    if not in_registers(key):
+        return jax.lax.dynamic_slice_in_dim(jax.random.normal(key, (size,), jnp.float32), start, part)
     counters = jnp.asarray(start, jnp.uint32) + jax.lax.iota(jnp.uint32, part)
-    words = _threefry(jax.random.key_data(key), jnp.zeros_like(counters), counters)
+    words = _threefry(jax.random.key_data(key), (jnp.zeros_like(counters), counters))
     mantissas = (words[0] ^ words[1]) >> np.uint32(9) | np.uint32(0x3F800000)
     uniforms = jax.lax.bitcast_convert_type(mantissas, jnp.float32) - 1.0  # in [0, 1)
     least = jnp.nextafter(jnp.float32(-1.0), jnp.float32(0.0))
     return jnp.sqrt(jnp.float32(2.0)) * erfinv(jnp.maximum(least, uniforms * (1.0 - least) + least))
 
 
+def in_registers(key: Key) -> bool:
+    """Whether `normal_row` has a generator of its own for this key: for threefry, as JAX numbers it, on a CPU."""
+    numbered = getattr(jax.config, _NUMBERED)
+    return jax.default_backend() == "cpu" and numbered and str(jax.random.key_impl(key)) == "threefry2x32"
+
+
+_NUMBERED = "jax_threefry_partitionable"
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-def _threefry(key: Array, first: Array, second: Array) -> tuple[Array, Array]:
+def _threefry(key: Array, counters: tuple[Array, Array]) -> tuple[Array, Array]:
     """Threefry-2x32 with 20 rounds (Salmon et al. 2011): a key of two words, and counters of two words each."""
     keys = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
-    first, second = first + keys[0], second + keys[1]
-    for fours in range(5):
-        for bits in _ROTATIONS[fours % 2]:
+    first, second = counters[0] + keys[0], counters[1] + keys[1]
+    for group in range(5):
+        for bits in _ROTATIONS[group % 2]:
             first = first + second
             second = first ^ (second << np.uint32(bits) | second >> np.uint32(32 - bits))
-        first = first + keys[(fours + 1) % 3]
-        second = second + keys[(fours + 2) % 3] + np.uint32(fours + 1)
+        first = first + keys[(group + 1) % 3]
+        second = second + keys[(group + 2) % 3] + np.uint32(group + 1)
     return first, second
