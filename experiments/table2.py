@@ -8,7 +8,7 @@ from the records only. Stopped and started again it continues: a run loses at mo
 names a directory with the published item embeddings (`item_embeddings_focused.npy`, `item_embeddings_diffuse.npy`);
 without it the project's own catalogues are used.
 
-Budgets: full is the paper's (100,000 trajectories, ten seeds; of learners only two runs of SAC+GeMS have been made,
+Budgets: full is the paper's (100,000 trajectories, ten seeds; of learners only three runs of SAC+GeMS have been made,
 `results/table2/full-published`, whose records say how long they took). small is 10,000 trajectories
 and three seeds: on one core, with other work beside it, a run took seconds (constant-slate), 1 to 3 minutes
 (REINFORCE+SoftMax, SlateQ), 2 to 15 (SAC; GeMS's pre-training 2 to 7 more), 15 to 30 (SAC+WkNN). smoke is
