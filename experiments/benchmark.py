@@ -120,7 +120,7 @@ def gems_pretraining(settings: TrainSettings) -> Figure:
     flops = flops_of(jax.jit(pretraining.updates).lower(*inputs).compile())
     devices = sharers(gems.batch_size, LEAST_SHARE)
     inputs = everywhere(devices, inputs)
-    compiled = together(devices, pretraining.updates).lower(*inputs).compile()
+    compiled = together(devices, pretraining.updates, wide=True).lower(*inputs).compile()
     return figure_of(
         "gems_pretraining", "batches/s", batches, flops * batches if flops else None, lambda: compiled(*inputs)
     )

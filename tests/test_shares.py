@@ -81,7 +81,7 @@ inputs = (jax.jit(pretraining.init)(key), hypers, key, data, jnp.int32(0), jnp.a
 devices = sharers(32, 16)
 shared = everywhere(devices, inputs)
 alone, losses = jax.jit(pretraining.updates)(*inputs)
-both, losses_of_both = together(devices, pretraining.updates)(*shared)
+both, losses_of_both = together(devices, pretraining.updates, wide=True)(*shared)
 jax.tree.map(close, losses_of_both, losses)
 # Adam divides by the size of a gradient: where it cancels, rounding moves a weight by up to a step.
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), both.params, alone.params)

@@ -179,7 +179,7 @@ def vae_loss(
     return loss, dict(zip(LOSSES, (loss, slate, click, kl), strict=True))
 
 
-_BLOCK = 320
+_BLOCK = 256
 """Queries whose logits over a thousand items stay in a core's cache; accelerators take all at once."""
 
 
@@ -201,18 +201,18 @@ def _over_queries(queries: Array, items: Array, slate: Array, gradient: bool) ->
     def blocks(x: Array) -> Array:  # [rows, ...] -> [blocks, block, ...], the last one filled up with zeros
         return jnp.pad(x, ((0, -rows % block), *((0, 0),) * (x.ndim - 1))).reshape(-1, block, *x.shape[1:])
 
-    ones = jnp.ones((items.shape[0], 1), items.dtype)
-    # With a column of ones the product with the items sums the weights too, in full float32 on accelerators as well.
-    summed = jnp.concatenate([items, ones], axis=1) if gradient else ones
+    # With a row of ones the product with the items sums the weights too, in full float32 on accelerators as well.
+    ones = jnp.ones((1, items.shape[0]), items.dtype)
+    summed = jnp.concatenate([items.T, ones]) if gradient else ones
 
     def one(block: tuple[Array, Array]) -> Any:
         query, shown = block[0], items[block[1]]
-        logits = query @ items.T
-        largest = logits.max(axis=1)
-        sums = jnp.matmul(jnp.exp(logits - largest[:, None]), summed, precision=jax.lax.Precision.HIGHEST)
-        total = sums[:, -1]
+        logits = items @ query.T  # queries last, so that they fill vectors in sums over items and dimensions
+        largest = logits.max(axis=0)
+        sums = jnp.matmul(summed, jnp.exp(logits - largest), precision=jax.lax.Precision.HIGHEST)
+        total = sums[-1]
         loss = jnp.log(total) + largest - (query * shown).sum(axis=1)
-        return (loss, sums[:, :-1] / total[:, None] - shown) if gradient else loss
+        return (loss, (sums[:-1] / total).T - shown) if gradient else loss
 
     out = jax.lax.map(one, (blocks(queries.reshape(rows, queries.shape[-1])), blocks(slate.reshape(rows))))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:rows].reshape(*slate.shape, *x.shape[2:]), out)
