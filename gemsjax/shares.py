@@ -48,8 +48,9 @@ def together(
 ) -> Any:
     """`jax.jit` of a function that all devices run on the same inputs, which lie on each of them (`everywhere`).
 
-    What each core has for itself it does block by block (`one_core`), the only core of a machine too. `wide`: with a
-    CPU's widest vectors, of which XLA uses half; worth it where much time goes into functions of many numbers.
+    What each core has for itself it does block by block (`one_core`), the only core of a machine too. `wide`: vectors
+    of 512 bits on CPUs that have them, where XLA takes 256; worth it where much time goes into exponentials. Such a
+    function is not called inside another `jit`.
     """
     options: Any = {"xla_cpu_prefer_vector_width": 512} if wide and devices[0].platform == "cpu" else None
     compiled = partial(jax.jit, donate_argnums=donate_argnums, compiler_options=options)
@@ -140,7 +141,7 @@ def normal_of_episodes(key: Key, batch: int, shape: tuple[int, int]) -> Array:
 
 
 def normal_of_rows(key: Key, shape: tuple[int, int]) -> Array:
-    """`own(jax.random.normal(key, shape, float32))` of which a CPU draws only the share.
+    """`own(jax.random.normal(key, shape, float32))`, of which only the share is drawn `in_registers`.
 
     `shape` is [n, width], and the number of devices divides n: [n / count(), width].
     """

@@ -6,7 +6,6 @@ randomness in a turn says how many uniform numbers, and a rollout draws all of a
 
 from __future__ import annotations
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +36,8 @@ def normal_row(key: Key, size: int, start: Array | int = 0, size_of_part: int | 
     `size - size_of_part`; `size` is below 2^32.
     """
     part = size if size_of_part is None else size_of_part
-    chex.assert_scalar_in(part, 0, size)
+    if not 0 <= part <= size:
+        raise ValueError(f"a part of {part} numbers of a row of {size}")
     if not in_registers(key):
         return jax.lax.dynamic_slice_in_dim(jax.random.normal(key, (size,), jnp.float32), start, part)
     counters = jnp.asarray(start, jnp.uint32) + jax.lax.iota(jnp.uint32, part)

@@ -96,7 +96,7 @@ def _pretrain(
     validation, training = (everywhere(devices, on_device(part)) for part in datasets.split(data))
     config = config | {"dataset": data.checksum}
     updates = together(devices, pretraining.updates, donate_argnums=0, wide=True)
-    validate = together(devices, pretraining.validate, donate_argnums=0)
+    validate = together(devices, pretraining.validate, donate_argnums=0, wide=True)
     state, done = _resume_pretraining(pretraining, pretraining_key(seed), directory, config)
     state, key, hypers = everywhere(devices, (state, pretraining_key(seed), as_arrays(gems.hypers)))
     log = tracking.MetricsLog(directory)

@@ -179,7 +179,7 @@ def vae_loss(
     return loss, dict(zip(LOSSES, (loss, slate, click, kl), strict=True))
 
 
-_BLOCK = 256
+_BLOCK = 128
 """Queries whose logits over a thousand items stay in a core's cache; accelerators take all at once."""
 
 
