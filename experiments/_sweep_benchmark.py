@@ -49,7 +49,7 @@ from gemsjax.shares import everywhere, together
 from gemsjax.sweep.bundle import Bundle, bundle, stacked, with_key
 from gemsjax.sweep.layout import going, make_layout, over_runs, place
 from gemsjax.sweep.memory import device_limit
-from gemsjax.sweep.pretraining import data_of, programs, share_sets
+from gemsjax.sweep.pretraining import data_of, jitted, programs, share_sets
 from gemsjax.train import Plan, Run, Training, TrainState
 from gemsjax.types import Array, Key
 
@@ -161,10 +161,8 @@ def sixty_vaes(settings: TrainSettings) -> Figure:
     shared, active = share_sets(layout, sets), going(layout)
     state = jax.jit(program.make)(data, active)
     inputs = (shared, jnp.int32(0), jnp.arange(batches))
-    compiled = jax.jit(program.call, donate_argnums=1).lower(data, state, active, *inputs).compile()
-    call = _continued(
-        state, lambda state, numbers: compiled(data, state, active, shared, jnp.int32(0), numbers), batches
-    )
+    update = jitted(layout, program).lower(data, state, active, *inputs).compile()
+    call = _continued(state, lambda state, numbers: update(data, state, active, shared, jnp.int32(0), numbers), batches)
     alone = jax.eval_shape(pretraining.init, jax.random.key(0)), prepare.as_arrays(made.settings.gems.hypers)
     of_one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shared)
     flops = flops_of(jax.jit(pretraining.updates).lower(*alone, jax.random.key(0), of_one, *inputs[1:]).compile())

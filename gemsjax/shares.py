@@ -48,11 +48,10 @@ def together(
 ) -> Any:
     """`jax.jit` of a function that all devices run on the same inputs, which lie on each of them (`everywhere`).
 
-    What each core has for itself it does block by block (`one_core`), the only core of a machine too. `wide`: vectors
-    of 512 bits on CPUs that have them, where XLA takes 256; worth it where much time goes into exponentials. Such a
-    function is not called inside another `jit`.
+    What each core has for itself it does block by block (`one_core`), the only core of a machine too. `wide`: with
+    `wide_vectors`.
     """
-    options: Any = {"xla_cpu_prefer_vector_width": 512} if wide and devices[0].platform == "cpu" else None
+    options = wide_vectors(devices[0].platform) if wide else None
     compiled = partial(jax.jit, donate_argnums=donate_argnums, compiler_options=options)
 
     @wraps(function)
@@ -79,6 +78,14 @@ def together(
         return jax.shard_map(of_one, mesh=_mesh(devices), in_specs=same, out_specs=same, check_vma=False)(plain)
 
     return compiled(program)
+
+
+def wide_vectors(platform: str) -> dict[str, Any] | None:
+    """`jax.jit`'s compiler options for vectors of 512 bits on CPUs that have them, where XLA takes 256.
+
+    Worth it where much time goes into exponentials. A function compiled so is not called inside another `jit`.
+    """
+    return {"xla_cpu_prefer_vector_width": 512} if platform == "cpu" else None
 
 
 def everywhere(devices: Sequence[jax.Device], tree: Tree) -> Tree:

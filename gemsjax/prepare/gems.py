@@ -6,7 +6,7 @@ Called through `gemsjax.prepare`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +95,8 @@ def _pretrain(
     devices = sharers(gems.batch_size, LEAST_SHARE)
     validation, training = (everywhere(devices, on_device(part)) for part in datasets.split(data))
     config = config | {"dataset": data.checksum}
-    updates = together(devices, pretraining.updates, donate_argnums=0, wide=True)
-    validate = together(devices, pretraining.validate, donate_argnums=0, wide=True)
+    updates = shared(devices, pretraining.updates, donate_argnums=0)
+    validate = shared(devices, pretraining.validate, donate_argnums=0)
     state, done = _resume_pretraining(pretraining, pretraining_key(seed), directory, config)
     state, key, hypers = everywhere(devices, (state, pretraining_key(seed), as_arrays(gems.hypers)))
     log = tracking.MetricsLog(directory)
@@ -120,6 +120,11 @@ def _pretrain(
             log.append({"step": epoch + 1, **means, **{f"validation_{k}": float(v) for k, v in validated.items()}})
             checkpoint.save(directory / "checkpoints", state, step=epoch + 1, config=config)
     return jax.jit(pretraining.bounds)(on_one(devices, state.best_params), bound_slates(data))
+
+
+def shared(devices: Sequence[jax.Device], part: Callable[..., Any], donate_argnums: int | tuple[int, ...] = ()) -> Any:
+    """`updates` or `validate` of a `Pretraining` as the program of these devices; for the benchmark too."""
+    return together(devices, part, donate_argnums, wide=True)
 
 
 def pretraining_key(seed: int) -> jax.Array:

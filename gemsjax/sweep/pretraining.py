@@ -21,6 +21,7 @@ from gemsjax.prepare import World, as_arrays, has_checkpoints
 from gemsjax.prepare import gems as single
 from gemsjax.pretrain.gems import GeMSHypers, GeMSState, Pretraining, Slates, make_pretraining
 from gemsjax.settings import TrainSettings
+from gemsjax.shares import wide_vectors
 from gemsjax.sweep.bundle import Bundle
 from gemsjax.sweep.layout import Layout, Program, gather, going, make_layout, of_run, over_runs, place
 from gemsjax.types import Array
@@ -81,8 +82,7 @@ def together(ones: Sequence[One], layout: Layout) -> Together:
     layout = layout_of(len(ones), layout)
     pretraining = make_pretraining(ones[0].settings.gems.spec, ones[0].world.dims)
     updates, validate = programs(pretraining, layout)
-    calls = (jax.jit(program.call, donate_argnums=1) for program in (updates, validate))
-    return Together(layout, pretraining, jax.jit(updates.make), *calls)
+    return Together(layout, pretraining, jax.jit(updates.make), jitted(layout, updates), jitted(layout, validate))
 
 
 def pretrain(
@@ -228,6 +228,11 @@ def programs(pretraining: Pretraining, layout: Layout) -> tuple[Program, Program
 
     begin = lambda data: pretraining.init(single.first_key(_key(data)))  # noqa: E731
     return over_runs(layout, begin, updates), over_runs(layout, begin, validate)
+
+
+def jitted(layout: Layout, program: Program) -> Any:
+    """`jax.jit` of one of the `programs`, as single pre-trainings compile theirs; the state is donated."""
+    return jax.jit(program.call, donate_argnums=1, compiler_options=wide_vectors(layout.devices[0].platform))
 
 
 def data_of(layout: Layout, settings: Sequence[TrainSettings], which: Sequence[int]) -> Data:
