@@ -1,4 +1,5 @@
-"""Numbers printed by the paper (GeMS, WSDM 2023: test users, mean of ten seeds); only for putting beside ours."""
+"""Numbers printed by the paper (GeMS, WSDM 2023: test users, mean of ten seeds), and some recorded from its published
+implementation; only for putting beside ours."""
 
 from __future__ import annotations
 
@@ -29,3 +30,16 @@ PAPER_METHODS = (
 """The eight methods of the paper's table."""
 ENVIRONMENTS = tuple(f"{items}_{clicks}" for items in ("focused", "diffuse") for clicks in ("topdown", "mix", "divpen"))
 """The six environments of the paper."""
+
+EARLY: dict[str, tuple[tuple[float, float], ...]] = {
+    "sac-gems": ((69.38, 0.38), (69.92, 0.41), (70.83, 0.38), (71.02, 0.41), (72.17, 0.41), (73.78, 0.42)),
+    "sac-topk-ideal": ((98.05, 0.53), (85.55, 0.46), (93.37, 0.48), (102.06, 0.49), (113.09, 0.52), (124.11, 0.59)),
+    "sac-topk-mf": ((50.51, 0.54), (81.91, 0.70), (90.63, 0.72), (92.64, 0.73), (94.02, 0.78), (92.28, 0.78)),
+    "reinforce-softmax": (
+        (108.80, 1.39), (151.19, 1.05), (146.02, 1.11), (146.77, 1.08), (139.65, 0.93), (143.14, 1.01),
+    ),
+}  # fmt: skip
+"""Recorded from the published implementation, one seed: clicks of a training trajectory on focused TopDown, mean and
+standard error of each 500. The first 200 were random; the slate VAE had 5 epochs on 1,800 users (of 2,000)."""
+EARLY_STEP = 500
+"""Trajectories of each number in `EARLY`."""

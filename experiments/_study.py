@@ -200,9 +200,10 @@ _PARTS = ("plan", "hypers", "spec", "gems", "mf")
 
 
 def _fitting(plan: Plan, changes: dict[str, Any]) -> dict[str, Any]:
-    """A budget's changes as far as they fit a method: on-policy plans keep their replay and have no warm-up."""
+    """A budget's changes as far as they fit a method: on-policy plans keep their replay, those without warm-up none."""
     on_policy = plan.replay_capacity == plan.batch_size
-    return {k: v for k, v in changes.items() if not (on_policy and k in ("replay_capacity", "warm_up"))}
+    kept = {"replay_capacity": on_policy, "warm_up": on_policy and plan.warm_up == 0}
+    return {name: value for name, value in changes.items() if not kept.get(name, False)}
 
 
 def name_of(job: Job) -> str:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from gemsjax.maths.statistics import interquartile_mean, paired, t_interval, welch
+from gemsjax.maths.statistics import interquartile_mean, paired, prediction_interval, t_interval, welch
 
 
 def test_t_interval_by_hand():
@@ -15,6 +15,14 @@ def test_t_interval_by_hand():
     found = t_interval([1.0, 2.0, 3.0])
     assert found.value == 2.0
     assert found.half == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+
+
+def test_prediction_interval_by_hand():
+    """The same three values and one more: sqrt(1 + 1/3) standard deviations instead of sqrt(1/3)."""
+    found = prediction_interval([1.0, 2.0, 3.0])
+    assert found.value == 2.0
+    assert found.half == pytest.approx(4.302653 * math.sqrt(4 / 3), rel=1e-6)
+    assert math.isnan(prediction_interval([5.0]).low)
 
 
 def test_one_seed_has_no_interval():
@@ -46,6 +54,13 @@ def test_intervals_cover_the_mean():
     """400 samples of six seeds: the t-interval covers 95 % (standard error 1.1 %)."""
     samples = np.random.default_rng(0).normal(3.0, 2.0, (400, 6))
     covered = [found.low <= 3.0 <= found.high for found in map(t_interval, samples)]
+    assert np.mean(covered) == pytest.approx(0.95, abs=4 * 0.011)
+
+
+def test_prediction_intervals_cover_one_more():
+    """400 samples of six seeds and a seventh: 95 % (standard error 1.1 %)."""
+    samples = np.random.default_rng(1).normal(3.0, 2.0, (400, 7))
+    covered = [found.low <= one <= found.high for *known, one in samples for found in [prediction_interval(known)]]
     assert np.mean(covered) == pytest.approx(0.95, abs=4 * 0.011)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from experiments import _study, figure2, figure3, influence, table1, table2
+from experiments import _study, early_curves, figure2, figure3, influence, table1, table2
 from gemsjax import methods
 from gemsjax.errors import DataError, SettingError
 
@@ -186,6 +186,41 @@ def test_figures_and_influence_at_smoke(home, done, capsys):
     assert "sac-gems,1.0,0.5,4," in capsys.readouterr().out
     drawn = {path.stem for path in (home / "results").rglob("*.png")}
     assert drawn >= {f"{name}_focused_topdown" for name in ("figure2", "figure3", "influence")}
+
+
+def recorded_run(method: str, returns: list[float], privileged: bool = False) -> dict:
+    rows = [{"step": 500 * (n + 1), "return": value} for n, value in enumerate(returns)]
+    return {"method": method, "privileged": privileged, "validation": rows}
+
+
+def test_early_curves_tell_what_lies_outside():
+    """Recorded: 98.05 and 85.55 for the ideal top-K at 500 and 1,000; three values 1 apart reach 4.97 either way."""
+    runs = [recorded_run("sac-topk-ideal", [92.0 + n, 80.0 + n], privileged=True) for n in (0, 1, 2)]
+    first, second = early_curves.points(runs)
+    assert (first.step, first.recorded.value, first.ours.value) == (500, 98.05, 93.0)
+    assert first.ours.high == pytest.approx(97.97, abs=0.01) and first.outside
+    assert second.ours.high == pytest.approx(85.97, abs=0.01) and not second.outside
+    text = early_curves.markdown([first, second], "A smoke.")
+    assert "| SAC+TopK (ideal) ‡ | 98.0° / 93.0 (88.0 to 98.0) | 85.5 / 81.0 (76.0 to 86.0) |" in text
+
+
+def test_early_curves_are_of_what_was_recorded():
+    for changes, says in (
+        ({"envs": ("focused_mix",)}, "--envs = 'focused_mix'.*focused_topdown"),
+        ({"methods": ("slateq",)}, "--methods = 'slateq'"),
+        ({"budget": "small"}, "--budget = 'small'.*full, smoke"),
+        ({}, "--catalogues.*published embeddings"),
+    ):
+        with pytest.raises(SettingError, match=says):
+            early_curves.jobs(early_curves.Arguments(**changes))
+
+
+@pytest.mark.slow
+def test_early_curves_at_smoke(home, done, capsys):
+    """Runs of 60 trajectories, validated at 30 and 60, where nothing was recorded."""
+    early_curves.main(asked(home, early_curves.Arguments, variant="published", methods=("reinforce-softmax",)))
+    assert "| REINFORCE+SoftMax |  / " in capsys.readouterr().out
+    assert len((home / "results" / "smoke-published" / "early_curves.csv").read_text().splitlines()) == 3
 
 
 def test_items_that_were_never_published_are_not_asked_for(home, tmp_path):

@@ -7,7 +7,7 @@ mean and bootstrap follow Agarwal et al., "Deep Reinforcement Learning at the Ed
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,11 +29,22 @@ class Estimate(NamedTuple):
 
 def t_interval(values: Sequence[float] | np.ndarray) -> Estimate:
     """Mean of [n] values with the Student-t interval that assumes nothing but independent, roughly normal seeds."""
+    return _around_mean(values, lambda n: 1.0 / n)
+
+
+def prediction_interval(values: Sequence[float] | np.ndarray) -> Estimate:
+    """Mean of [n] values, and where one more of their kind lies 19 times of 20: for a single run of somebody else's."""
+    return _around_mean(values, lambda n: 1.0 + 1.0 / n)
+
+
+def _around_mean(values: Sequence[float] | np.ndarray, variances: Callable[[int], float]) -> Estimate:
+    """Mean of [n] values with a Student-t interval; `variances(n)` is what the interval is of, in variances of one."""
     array = _numbers(values)
     mean = float(array.mean())
     if array.size < 2:
         return Estimate(mean, math.nan, math.nan)
-    half = float(stats.t.ppf(0.975, array.size - 1)) * float(array.std(ddof=1)) / math.sqrt(array.size)
+    spread = float(array.std(ddof=1)) * math.sqrt(variances(array.size))
+    half = float(stats.t.ppf(0.975, array.size - 1)) * spread
     return Estimate(mean, mean - half, mean + half)
 
 
