@@ -14,7 +14,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -105,6 +105,7 @@ class Arguments:
     """Root of checkpoints and pre-trained weights."""
     data: Path = Path("logs")
     """Root of logged data."""
+    budgets: ClassVar[Mapping[str, Budget]] = BUDGETS
 
     @property
     def spending(self) -> Budget:
@@ -113,8 +114,8 @@ class Arguments:
         Raises:
           SettingError: an unknown one.
         """
-        require_choice("--budget", self.budget, BUDGETS)
-        return BUDGETS[self.budget]
+        require_choice("--budget", self.budget, self.budgets)
+        return self.budgets[self.budget]
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
@@ -200,10 +201,9 @@ _PARTS = ("plan", "hypers", "spec", "gems", "mf")
 
 
 def _fitting(plan: Plan, changes: dict[str, Any]) -> dict[str, Any]:
-    """A budget's changes as far as they fit a method: on-policy plans keep their replay, those without warm-up none."""
-    on_policy = plan.replay_capacity == plan.batch_size
-    kept = {"replay_capacity": on_policy, "warm_up": on_policy and plan.warm_up == 0}
-    return {name: value for name, value in changes.items() if not kept.get(name, False)}
+    """A budget's changes of a plan, but the replay of one on policy and the warm-up of one that has none."""
+    unfit = {"replay_capacity": plan.replay_capacity == plan.batch_size, "warm_up": plan.warm_up == 0}
+    return {name: value for name, value in changes.items() if not unfit.get(name)}
 
 
 def name_of(job: Job) -> str:

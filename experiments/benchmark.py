@@ -44,7 +44,7 @@ from gemsjax.agents.base import Acting
 from gemsjax.devices import surroundings, use_precision, use_unroll
 from gemsjax.errors import require, require_choice
 from gemsjax.evaluate import play_users
-from gemsjax.prepare.gems import LEAST_SHARE, shared
+from gemsjax.prepare.gems import LEAST_SHARE, jitted
 from gemsjax.pretrain.gems import Slates, make_pretraining
 from gemsjax.pretrain.matrix_factorisation import Clicks, MFSettings, make_factorisation
 from gemsjax.settings import GeMSSettings, TrainSettings
@@ -120,7 +120,7 @@ def gems_pretraining(settings: TrainSettings) -> Figure:
     flops = flops_of(jax.jit(pretraining.updates).lower(*inputs).compile())
     devices = sharers(gems.batch_size, LEAST_SHARE)
     inputs = everywhere(devices, inputs)
-    compiled = shared(devices, pretraining.updates).lower(*inputs).compile()
+    compiled = jitted(devices, pretraining.updates).lower(*inputs).compile()
     return figure_of(
         "gems_pretraining", "batches/s", batches, flops * batches if flops else None, lambda: compiled(*inputs)
     )

@@ -100,7 +100,7 @@ def score_densities(recommended: Mapping[str, Scores | Densities], relevance_off
 def lines_with_intervals(
     panels: Mapping[str, Mapping[str, Sequence[tuple[float, Estimate]]]], ylabel: str, log: bool = False
 ) -> Figure:
-    """One panel a title, one line a label: estimates against x with their 95 % intervals."""
+    """One panel a title, one line a label: estimates against x with their intervals, of whatever the label says."""
     import matplotlib.pyplot as plt
 
     with plt.rc_context(_STYLE):

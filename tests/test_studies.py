@@ -188,31 +188,52 @@ def test_figures_and_influence_at_smoke(home, done, capsys):
     assert drawn >= {f"{name}_focused_topdown" for name in ("figure2", "figure3", "influence")}
 
 
-def recorded_run(method: str, returns: list[float], privileged: bool = False) -> dict:
-    rows = [{"step": 500 * (n + 1), "return": value} for n, value in enumerate(returns)]
+def recorded_run(method: str, returns: list[float], greedy: float = 0.0, privileged: bool = False) -> dict:
+    rows = [{"step": 500 * (n + 1), "return": value, "validation": greedy} for n, value in enumerate(returns)]
     return {"method": method, "privileged": privileged, "validation": rows}
 
 
 def test_early_curves_tell_what_lies_outside():
     """Recorded: 98.05 and 85.55 for the ideal top-K at 500 and 1,000; three values 1 apart reach 4.97 either way."""
-    runs = [recorded_run("sac-topk-ideal", [92.0 + n, 80.0 + n], privileged=True) for n in (0, 1, 2)]
-    first, second = early_curves.points(runs)
-    assert (first.step, first.recorded.value, first.ours.value) == (500, 98.05, 93.0)
+    runs = [recorded_run("sac-topk-ideal", [92.0 + n, 80.0 + n], 150.0, privileged=True) for n in (0, 1, 2)]
+    first, second, greedy = early_curves.points(runs)
+    assert (first.step, first.recorded[0], first.ours.value) == (500, 98.05, 93.0)
     assert first.ours.high == pytest.approx(97.97, abs=0.01) and first.outside
     assert second.ours.high == pytest.approx(85.97, abs=0.01) and not second.outside
-    text = early_curves.markdown([first, second], "A smoke.")
-    assert "| SAC+TopK (ideal) ‡ | 98.0° / 93.0 (88.0 to 98.0) | 85.5 / 81.0 (76.0 to 86.0) |" in text
+    assert greedy.greedy and greedy.recorded is None and not greedy.outside
+    text = early_curves.markdown([first, second, greedy], "A smoke.")
+    assert "| method | 500 | 1,000 | greedy, after 1,000 |" in text
+    assert "| SAC+TopK (ideal) ‡ | 98.0° / 93.0 (88.0 to 98.0) | 85.5 / 81.0 (76.0 to 86.0) |  / 150.0 " in text
+    assert early_curves.comma_separated([first]).splitlines()[1].startswith("sac-topk-ideal,True,500,False,98.05,0.53,")
 
 
-def test_early_curves_are_of_what_was_recorded():
+def test_early_curves_of_one_seed_have_no_interval():
+    full = [0.0] * len(early_curves.EARLY["sac-gems"])
+    *_, greedy = early_curves.points([recorded_run("sac-gems", full, 100.0)])
+    assert greedy.recorded == (102.15, 1.48) and not greedy.outside
+    assert early_curves.markdown([greedy], "").splitlines()[-1] == "| SAC+GeMS | 102.2 / 100.0 |"
+
+
+def test_early_curves_are_of_what_was_recorded(home):
     for changes, says in (
         ({"envs": ("focused_mix",)}, "--envs = 'focused_mix'.*focused_topdown"),
         ({"methods": ("slateq",)}, "--methods = 'slateq'"),
-        ({"budget": "small"}, "--budget = 'small'.*full, smoke"),
+        ({"budget": "small"}, "--budget = 'small'.*recorded, smoke"),
         ({}, "--catalogues.*published embeddings"),
     ):
         with pytest.raises(SettingError, match=says):
             early_curves.jobs(early_curves.Arguments(**changes))
+    budget = early_curves.BUDGETS["recorded"]
+    assert all(len(means) * budget.epoch == budget.trajectories for means in early_curves.EARLY.values())
+    assert early_curves.EARLY.keys() == early_curves.EARLY_GREEDY.keys()
+
+
+@pytest.mark.parametrize(("variant", "warm_up"), [("published", 20), ("corrected", 0)])
+def test_a_budgets_warm_up_is_for_methods_that_have_one(home, variant, warm_up):
+    """REINFORCE learns on policy: as published it has random trajectories at first, corrected none."""
+    arguments = asked(home, early_curves.Arguments, variant=variant, methods=("reinforce-softmax",))
+    plan = early_curves.jobs(arguments)[0].settings.plan
+    assert (plan.warm_up, plan.replay_capacity) == (warm_up, 1)
 
 
 @pytest.mark.slow
@@ -220,7 +241,7 @@ def test_early_curves_at_smoke(home, done, capsys):
     """Runs of 60 trajectories, validated at 30 and 60, where nothing was recorded."""
     early_curves.main(asked(home, early_curves.Arguments, variant="published", methods=("reinforce-softmax",)))
     assert "| REINFORCE+SoftMax |  / " in capsys.readouterr().out
-    assert len((home / "results" / "smoke-published" / "early_curves.csv").read_text().splitlines()) == 3
+    assert len((home / "results" / "smoke-published" / "early_curves.csv").read_text().splitlines()) == 4
 
 
 def test_items_that_were_never_published_are_not_asked_for(home, tmp_path):

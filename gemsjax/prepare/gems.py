@@ -95,8 +95,8 @@ def _pretrain(
     devices = sharers(gems.batch_size, LEAST_SHARE)
     validation, training = (everywhere(devices, on_device(part)) for part in datasets.split(data))
     config = config | {"dataset": data.checksum}
-    updates = shared(devices, pretraining.updates, donate_argnums=0)
-    validate = shared(devices, pretraining.validate, donate_argnums=0)
+    updates = jitted(devices, pretraining.updates, donate_argnums=0)
+    validate = jitted(devices, pretraining.validate, donate_argnums=0)
     state, done = _resume_pretraining(pretraining, pretraining_key(seed), directory, config)
     state, key, hypers = everywhere(devices, (state, pretraining_key(seed), as_arrays(gems.hypers)))
     log = tracking.MetricsLog(directory)
@@ -122,7 +122,7 @@ def _pretrain(
     return jax.jit(pretraining.bounds)(on_one(devices, state.best_params), bound_slates(data))
 
 
-def shared(devices: Sequence[jax.Device], part: Callable[..., Any], donate_argnums: int | tuple[int, ...] = ()) -> Any:
+def jitted(devices: Sequence[jax.Device], part: Callable[..., Any], donate_argnums: int | tuple[int, ...] = ()) -> Any:
     """`updates` or `validate` of a `Pretraining` as the program of these devices; for the benchmark too."""
     return together(devices, part, donate_argnums, wide=True)
 
