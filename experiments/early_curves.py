@@ -115,7 +115,7 @@ def _job(arguments: Arguments, method: str, seed: int) -> _study.Job:
 
 
 def points(records: Sequence[dict[str, Any]]) -> list[Point]:
-    """Every stretch of every method, and its greedy policy at the end; records of one method have the same stretches."""
+    """Every stretch of every method, its greedy policy at the end; records of a method have the same stretches."""
     found: dict[tuple[str, bool, int, bool], list[float]] = {}
     for record in records:
         key, rows = (record["method"], record["privileged"]), record["validation"]
