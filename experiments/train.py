@@ -105,7 +105,8 @@ def main(settings: TrainSettings, where: Where) -> None:
         settings, world, weights, where.out, resume=where.resume, overwrite=where.overwrite, track=where.track
     )
     rows = tracking.read_metrics(outcome.directory)
-    plots.save(plots.learning_curve(rows, name.full), outcome.directory / "learning_curve.png")
+    curve = plots.learning_curve(rows, name.full, users_per_step=settings.plan.users_per_step)
+    plots.save(curve, outcome.directory / "learning_curve.png")
     if outcome.test is None:
         print(f"stopped after step {rows[-1]['step'] if rows else 0}; the same command with --resume continues")
         sys.exit(130)

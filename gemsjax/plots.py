@@ -21,17 +21,21 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F
 
 
 def learning_curve(
-    rows: Sequence[Mapping[str, Any]], title: str, references: Mapping[str, Evaluation] | None = None
+    rows: Sequence[Mapping[str, Any]],
+    title: str,
+    references: Mapping[str, Evaluation] | None = None,
+    users_per_step: int = 1,
 ) -> Figure:
-    """Validation and training return against training steps, references as horizontal bands.
+    """Validation and training return against trajectories of training, references as horizontal bands.
 
     Args:
       rows: of `metrics.jsonl` (`step`, `return`, `validation`, `validation_se`).
       title: of the picture.
       references: evaluations by name, drawn with their 95 % intervals.
+      users_per_step: trajectories of a step.
     """
     figure, axes = _figure()
-    steps = np.array([row["step"] for row in rows])
+    steps = users_per_step * np.array([row["step"] for row in rows])
     validation = np.array([row["validation"] for row in rows])
     error = 1.96 * np.array([row["validation_se"] for row in rows])
     axes.plot(steps, [row["return"] for row in rows], color=COLOURS[5], lw=1.2, label="training episodes (exploring)")

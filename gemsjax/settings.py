@@ -82,6 +82,8 @@ class PLSettings:
 
 
 _BY_METHOD: Any = None
+TRAJECTORIES, EPOCH_TRAJECTORIES = 100_000, 1_000
+"""Of training, and between validations (paper, section 5.1)."""
 VARIANTS = ("corrected", "published")
 _PUBLISHED: dict[str, dict[str, Any]] = {
     "plan": {"common_users": True},
@@ -102,8 +104,9 @@ class TrainSettings:
       variant: `corrected`, or `published`: with the published implementation's slips (README, "Where they differ").
       env: name of an environment.
       seed: seed of the run, its pre-training included.
-      steps: training steps; each collects episodes and updates, by default one of both.
-      epoch_steps: steps between validations (and checkpoints).
+      steps: training steps; each collects episodes and updates, by default one of both. By default the method's own
+        count of them for the paper's 100,000 trajectories.
+      epoch_steps: steps between validations (and checkpoints); by default those of the paper's 1,000 trajectories.
       test_users: users of the test at the end.
       catalogue: file or name of item embeddings instead of the environment's own.
       env_settings: constants of the environment to change, such as `influence 0.05` or `slate_size 5`.
@@ -122,8 +125,8 @@ class TrainSettings:
     variant: str = "corrected"
     env: str = "focused_topdown"
     seed: int = PUBLISHED_SEEDS[0]
-    steps: int = 100_000
-    epoch_steps: int = 1_000
+    steps: int = _BY_METHOD
+    epoch_steps: int = _BY_METHOD
     test_users: int = 500
     catalogue: str | None = None
     env_settings: dict[str, int | float] = dataclasses.field(default_factory=dict)
@@ -171,7 +174,8 @@ class TrainSettings:
 
 
 def defaults(method: str, variant: str) -> dict[str, Any]:
-    """What a method's settings are in a variant: `plan, hypers, spec, gems, mf, pl, embeddings, test_stream` by name.
+    """What a method's settings are in a variant: `plan, hypers, spec, gems, mf, pl, embeddings, test_stream, steps` and
+    `epoch_steps` by name.
 
     Raises:
       SettingError: an unknown method or variant.
@@ -188,6 +192,8 @@ def defaults(method: str, variant: str) -> dict[str, Any]:
     }
     plain: dict[str, Any] = {"embeddings": entry.embeddings[0] if entry.embeddings else None, "test_stream": "test"}
     plain["pl"] = PLSettings() if entry.ranker == "pl" else None
+    for name, trajectories in (("steps", TRAJECTORIES), ("epoch_steps", EPOCH_TRAJECTORIES)):
+        plain[name] = -(-trajectories // entry.plan.users_per_step)
     if variant == "published":
         for part, value in parts.items():
             changes = {**_PUBLISHED.get(part, {}), **entry.published.get(part, {})}

@@ -148,6 +148,13 @@ def test_flags_reach_the_settings():
     assert float(world_of(settings).params.influence) == pytest.approx(0.05)
 
 
+def test_every_method_trains_on_as_many_trajectories_as_the_paper():
+    """128 users a step: fewer steps, of which the last may go a little beyond."""
+    assert [(train.parse(words)[0].steps, train.parse(words)[0].epoch_steps) for words in (
+        [], ["--method", "constant-slate"], ["--method", "constant-slate", "--steps", "5", "--epoch-steps", "2"],
+    )] == [(100_000, 1_000), (782, 8), (5, 2)]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

@@ -15,7 +15,8 @@ from gemsjax.agents import references
 from gemsjax.agents.base import Acting, Agent
 from gemsjax.errors import SettingError
 from gemsjax.evaluate import user_keys
-from gemsjax.pretrain.matrix_factorisation import MFSettings
+from gemsjax.pretrain.gems import GeMSSpec, make_pretraining
+from gemsjax.pretrain.matrix_factorisation import MFSettings, make_factorisation
 from gemsjax.rollout import episodes
 from gemsjax.settings import TrainSettings, defaults, from_config
 from gemsjax.train import Plan, Run, make_training
@@ -35,6 +36,35 @@ def test_every_learner_is_what_it_declares(name, variant):
     assert settings.privileged == declared == entry.privileged
     assert agent.explore.remember is None or entry.privileged
     assert from_config(dataclasses.asdict(settings)) == settings
+
+
+def random_leaves(one, other) -> dict[str, bool]:
+    """Whether two trees differ, by the names of the leaves that are not filled with one number."""
+    pairs = zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True)
+    return {
+        jax.tree_util.keystr(path): not np.array_equal(first, second)
+        for (path, first), second in pairs
+        if len(np.unique(first)) > 1
+    }
+
+
+@pytest.mark.parametrize("name", methods.learners())
+def test_two_seeds_begin_with_other_numbers(name):
+    settings = TrainSettings(method=name, env_settings=SMALL).resolved()
+    world = prepare.world_of(settings)
+    agent = runs.make_agent(settings, world, prepare.untrained_weights(settings, world))
+    begun = random_leaves(*(agent.init(jax.random.key(seed), settings.hypers) for seed in (1, 2)))
+    assert all(begun.values()), begun
+    assert begun or name == "constant-slate"  # whose distribution begins even
+
+
+def test_two_seeds_pre_train_from_other_numbers():
+    dims = Dims(40, 4, 6)
+    vae = make_pretraining(GeMSSpec(latent_dim=3, hidden=(16, 8)), dims)
+    factors = make_factorisation(MFSettings(dim=4), 30, 40)
+    for init in (vae.init, factors.init):
+        begun = random_leaves(*(init(jax.random.key(seed)) for seed in (1, 2)))
+        assert begun and all(begun.values()), begun
 
 
 @pytest.mark.parametrize("name", [name for name in methods.METHODS if name not in methods.learners()])

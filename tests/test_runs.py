@@ -22,6 +22,7 @@ import pytest
 from experiments import train
 from gemsjax import checkpoint, datasets, prepare, runs, tracking
 from gemsjax.agents.sac import SACHypers, SACSpec
+from gemsjax.clock import compile_clock
 from gemsjax.errors import DataError, SettingError, TrainingError
 from gemsjax.evaluate import evaluate
 from gemsjax.pretrain.gems import make_pretraining
@@ -101,6 +102,21 @@ def copied(whole: runs.Outcome, root: Path) -> Path:
 
 def gems_directory(root: Path) -> Path:
     return next((root / "GeMS").iterdir())
+
+
+def test_more_epochs_compile_nothing_more(whole, world, weights, tmp_path):
+    """Of pre-training, training with its validations, checkpoints and the test: each program once, however long."""
+    counts = []
+    for epochs in (1, 3):
+        gems = dataclasses.replace(TINY.gems, epochs=epochs)
+        settings, root = dataclasses.replace(TINY, steps=4 * epochs, gems=gems), tmp_path / str(epochs)
+        logged = prepare.logged_data(settings, world, tmp_path / "logs")
+        with compile_clock() as clock:
+            fresh = prepare.pretrained_gems(settings, world, root, lambda logged=logged: logged)
+            outcome = runs.train(settings, world, fresh, root)
+        assert outcome.test is not None
+        counts.append(clock.programs)
+    assert counts[0] == counts[1] > 0
 
 
 class StoppedError(Exception):
