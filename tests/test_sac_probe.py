@@ -13,7 +13,7 @@ from probes import HORIZON, ITEMS, ProbeEnv, Rules, make_grid_ranker
 
 from gemsjax.agents import sac
 from gemsjax.rankers import Ranker
-from gemsjax.rankers.items import item_weights
+from gemsjax.rankers.items import item_weights, make_khead_ranker, make_topk_ranker
 from gemsjax.rankers.plackett_luce import make_plackett_luce_ranker, plackett_luce_weights
 from gemsjax.train import Plan, Run, make_training
 from gemsjax.types import Dims
@@ -49,12 +49,23 @@ def greedy_return() -> Callable[..., float]:
     return trainer(make_grid_ranker())
 
 
+CORNERS = ((-0.5, -0.5), (-1.0, 0.5), (0.0, 0.5), (1.0, 0.5), (0.5, -0.5))
+"""Embeddings of the items, each the nearest to some query."""
+DIMS = Dims(ITEMS, 1, HORIZON)
+
+
 @pytest.fixture(scope="module")
 def greedy_return_drawn() -> Callable[..., float]:
     """The same where the action is a query, and exploring slates are drawn by it (`sac-pl`)."""
-    corners = jnp.array([[-0.5, -0.5], [-1.0, 0.5], [0.0, 0.5], [1.0, 0.5], [0.5, -0.5]])
-    weights = plackett_luce_weights(item_weights(corners), temperature=0.3, penalty=1.0)
-    return trainer(make_plackett_luce_ranker(Dims(ITEMS, 1, HORIZON), 2), weights)
+    weights = plackett_luce_weights(item_weights(jnp.array(CORNERS)), temperature=0.3, penalty=1.0)
+    return trainer(make_plackett_luce_ranker(DIMS, 2), weights)
+
+
+@pytest.mark.parametrize("make_ranker", [make_topk_ranker, make_khead_ranker])
+def test_queries_find_the_best_item(make_ranker):
+    """The action is a query for the largest dot product (`sac-topk-ideal`, `sac-topk-mf`, `sac-khead`)."""
+    trained = trainer(make_ranker(DIMS, 2), item_weights(jnp.array(CORNERS)))
+    assert trained(Rules(latest_coin=1.0)) >= 0.95 * HORIZON
 
 
 @pytest.mark.parametrize(
