@@ -57,7 +57,7 @@ def make_agent(settings: TrainSettings, world: World, weights: Any = ()) -> Agen
     assert entry.agent is not None
     means: Any = None
     if entry.ranker == "gems":
-        means = make_gems_ranker(make_pretraining(settings.gems.spec, world.dims).vae)
+        means = make_gems_ranker(make_pretraining(settings.gems.spec, world.dims).vae, settings.gems.drawn)
     elif settings.pl is not None:
         means = make_plackett_luce_ranker(world.dims, weights.embeddings.shape[1], settings.pl.drawn)
     elif entry.ranker is not None:

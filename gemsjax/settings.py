@@ -42,6 +42,8 @@ class GeMSSettings:
       shuffle: a new order of the slates each epoch; the published code has none.
       users: logged users; the first tenth validates.
       epsilon: share of random items in the slates of the oracle that logs.
+      drawn: when acting, exploring slates are drawn from the decoder's softmax, slot by slot; else the best item is
+        taken in every slot, as in tests.
     """
 
     beta: float = 1.0
@@ -56,6 +58,7 @@ class GeMSSettings:
     shuffle: bool = True
     users: int = 100_000
     epsilon: float = 0.5
+    drawn: bool = False
 
     @property
     def spec(self) -> GeMSSpec:
@@ -64,6 +67,10 @@ class GeMSSettings:
     @property
     def hypers(self) -> GeMSHypers:
         return GeMSHypers(self.beta, self.click_weight, self.rate)
+
+    def pretraining(self) -> dict[str, Any]:
+        """What decides the pre-trained weights."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "drawn"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,8 +175,11 @@ class TrainSettings:
         config = dataclasses.asdict(self)
         for free in ("steps", "test_users", "test_stream"):
             del config[free]
-        if self.pl is None:  # as before there was such a ranker
+        # As before there were these.
+        if self.pl is None:
             del config["pl"]
+        if self.gems is not None and not self.gems.drawn:
+            del config["gems"]["drawn"]
         return config
 
 

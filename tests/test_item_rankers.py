@@ -7,9 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gemsjax import prepare, runs
 from gemsjax.errors import DataError, SettingError
+from gemsjax.nets.gems import SlateVAE
+from gemsjax.rankers.gems import GeMSWeights, make_gems_ranker
 from gemsjax.rankers.items import item_weights, make_khead_ranker, make_topk_ranker, nearest_items
-from gemsjax.types import Dims
+from gemsjax.settings import GeMSSettings, TrainSettings
+from gemsjax.types import Dims, Observation
 
 DIMS, WIDTH = Dims(200, 4, 6), 5
 
@@ -53,6 +57,35 @@ def test_khead_is_the_best_item_of_each_slot(items):
     assert len(set(ranker.decode(items, repeated).tolist())) == 1
     for part, one in zip(ranker.box(items), (items.centre, items.scale), strict=True):
         np.testing.assert_array_equal(part.reshape(4, WIDTH), np.tile(one, (4, 1)))
+
+
+def test_gems_slots_are_drawn_from_the_decoders_softmax():
+    """Only where it is asked for and a policy explores; frequencies of 20,000 slates within four standard errors."""
+    vae, count = SlateVAE(6, 3, 4, 5, (8, 8)), 20_000
+    blank = Observation(jnp.zeros(3, jnp.int32), jnp.zeros(3, bool))
+    weights = GeMSWeights(vae.init(jax.random.key(0), blank)["params"], jnp.zeros(4), jnp.ones(4))
+    action = 5.0 * jax.random.normal(jax.random.key(1), (4,))
+    plain, drawing = make_gems_ranker(vae), make_gems_ranker(vae, drawn=True)
+    assert (plain.draws, drawing.draws) == (0, 3)
+    best = plain.decode(weights, action)
+    np.testing.assert_array_equal(best, drawing.decode(weights, action))
+    np.testing.assert_array_equal(best, plain.explored(weights, action, jnp.zeros(0)))
+    uniforms = jax.random.uniform(jax.random.key(2), (count, 3))
+    slates = jax.jit(jax.vmap(lambda luck: drawing.explored(weights, action, luck)))(uniforms)
+    queries = vae.apply({"params": weights.params}, action, method=SlateVAE.decode)[0]
+    expected = jax.nn.softmax(queries @ weights.params["item_embeddings"].T)
+    found = np.stack([np.bincount(slot, minlength=6) for slot in np.asarray(slates).T]) / count
+    assert (np.abs(found - expected) <= 4 * np.sqrt(expected * (1 - expected) / count) + 1e-6).all()
+    assert (np.asarray(expected).max(axis=1) < 0.9).all()  # there is something to draw
+
+
+def test_drawing_slots_changes_the_run_but_not_what_is_pre_trained():
+    usual, drawn = (TrainSettings(gems=GeMSSettings(drawn=one)).resolved() for one in (False, True))
+    assert usual.gems.pretraining() == drawn.gems.pretraining()
+    assert "drawn" not in usual.identity()["gems"] and drawn.identity()["gems"]["drawn"]
+    world = prepare.world_of(usual)
+    draws = [runs.make_agent(one, world).explore.draws for one in (usual, drawn)]
+    assert draws[1] == draws[0] + world.dims.slate_size
 
 
 @pytest.mark.parametrize("count", [1, 9])

@@ -66,7 +66,7 @@ def place_of(settings: TrainSettings, world: World, root: Path) -> tuple[Path, d
         "env": settings.env,
         "items": items_digest(world),
         "env_settings": settings.env_settings,
-        "gems": dataclasses.asdict(gems),
+        "gems": gems.pretraining(),
     }
     name = tracking.run_name(settings.env, settings.seed, gems.beta, gems.click_weight, method="GeMS").directory
     return root / f"{name}-{checkpoint.config_hash(config)[:6]}", config

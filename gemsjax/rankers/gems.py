@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import jax
 from flax import struct
 
+from gemsjax.maths.categorical import draw_items
 from gemsjax.maths.slates import best_item
 from gemsjax.nets.gems import SlateVAE
 from gemsjax.rankers import Ranker
@@ -25,14 +27,25 @@ class GeMSWeights:
     scale: Array
 
 
-def make_gems_ranker(vae: SlateVAE) -> Ranker:
-    """Decode a latent action: per slot the item with the largest logit. Duplicates are allowed, as published."""
+def make_gems_ranker(vae: SlateVAE, drawn: bool = False) -> Ranker:
+    """Decode a latent action: per slot the item with the largest logit. Duplicates are allowed, as published.
+
+    `drawn`: exploring slates have each slot drawn from the softmax of its logits (an option of the published code).
+    """
+
+    def logits(weights: GeMSWeights, action: Array) -> Array:
+        queries, _ = vae.apply({"params": weights.params}, action, method=SlateVAE.decode)
+        return queries @ by_dimension(weights.params["item_embeddings"])
 
     def decode(weights: GeMSWeights, action: Array) -> Array:
-        queries, _ = vae.apply({"params": weights.params}, action, method=SlateVAE.decode)
-        return best_item(queries @ by_dimension(weights.params["item_embeddings"]))
+        return best_item(logits(weights, action))
+
+    def draw(weights: GeMSWeights, action: Array, uniforms: Array) -> Array:
+        return jax.vmap(lambda of_slot, luck: draw_items(of_slot, luck[None])[0])(logits(weights, action), uniforms)
 
     def box(weights: GeMSWeights) -> tuple[Array, Array]:
         return weights.centre, weights.scale
 
+    if drawn:
+        return Ranker(decode, box, vae.latent_dim, vae.slate_size, draw)
     return Ranker(decode, box, vae.latent_dim)
