@@ -88,7 +88,7 @@ def _point(record: dict[str, Any]) -> Point:
 
 def _again(arguments: Arguments, env: str, record: dict[str, Any]) -> _study.Job | None:
     """The job of a record of this environment."""
-    if record["env"] != env or record["seed"] is None:
+    if record["env"] != env or methods.method(record["method"]).ranker != "gems":
         return None
     return _job(arguments, record["method"], env, record["seed"], _point(record))
 
