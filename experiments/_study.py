@@ -12,7 +12,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from gemsjax import checkpoint, disk, methods, prepare, runs, tracking
+from gemsjax.envs.registry import environments
 from gemsjax.errors import DataError, require, require_choice
 from gemsjax.evaluate import evaluate
 from gemsjax.settings import PUBLISHED_SEEDS, TrainSettings, defaults
@@ -31,7 +32,7 @@ class Budget:
     """How much a study spends.
 
     Attributes:
-      trajectories: of training, per run.
+      trajectories: of training, per run; `job` says what becomes of them where an update takes many users.
       epoch: trajectories between validations.
       seeds: how many of the published seeds.
       gems, mf: changes of pre-training.
@@ -54,6 +55,7 @@ _FEW = {"users": 100, "epochs": 1, "hidden": (16, 8), "latent_dim": 4}
 BUDGETS = {
     "full": Budget(100_000, 1_000, 10),
     "small": Budget(10_000, 1_000, 3, gems={"users": 10_000, "epochs": 5}, mf={"users": 10_000}),
+    "long": Budget(2_000_000, 200_000, 1),
     "smoke": Budget(
         trajectories=60,
         epoch=30,
@@ -65,7 +67,7 @@ BUDGETS = {
         env_settings={"num_items": 60, "slate_size": 4, "horizon": 10},
     ),
 }
-"""The paper's budget; one for an afternoon on two cores; one for tests."""
+"""The paper's budget; one for an afternoon on two cores; one for searches like constant-slate's; one for tests."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Arguments:
     """What every study asks for: what to run and where to keep it. Studies change the defaults and add their own."""
 
     budget: str = "small"
-    """full, small or smoke."""
+    """full, small, smoke, or long: 2 million trajectories and one seed, for searches."""
     variant: str = "corrected"
     """corrected, or published: with the published implementation's slips."""
     seeds: tuple[int, ...] = ()
@@ -166,6 +168,9 @@ class Job:
 
 def job(method: str, env: str, seed: int, variant: str, budget: Budget, label: str = "", **changes: Any) -> Job:
     """A run of a study at its budget.
+
+    Where an update takes several users, the trajectories are rounded up to whole updates: 100,000 are 100,096 for
+    constant-slate and others of 128 users an update, and records, which say so, were made and are found that way.
 
     Args:
       changes: other settings of the run; those of `gems`, `hypers`, `plan`, `spec` as dictionaries of what differs.
@@ -275,6 +280,63 @@ def read(path: Path) -> dict[str, Any]:
     if missing:
         raise DataError(f"{path}: is not a record of a run: it lacks {', '.join(sorted(missing))}")
     return record
+
+
+# -- what lies there ---------------------------------------------------------------------------------------------------
+
+Again = Callable[[dict[str, Any]], Job | None]
+"""The job that a study makes of a record today; None if the record is of another table."""
+
+
+def together(wanted: Sequence[Job], arguments: Arguments, again: Again) -> list[Job]:
+    """What is asked for and, behind it, what was run before: so asking for less does not make a table smaller.
+
+    A record that was made with other settings than today's study would use (older defaults, say) is left out.
+
+    Raises:
+      SettingError: records of another catalogue are there.
+      DataError: a file there is not a record.
+    """
+    jobs, items = list(wanted), dict[str, str]()
+    names = {name_of(job) for job in wanted}
+    for path in sorted(arguments.places.records.glob("*.json")) if wanted else ():
+        record = read(path)
+        job = again(record)
+        if job is None:
+            continue
+        if job.settings.env not in items:
+            items[job.settings.env] = _asked(job)["items"]
+        says = f"the catalogue of {path}; records of two are kept apart, name another --out"
+        same = record["config"].get("items") == items[job.settings.env]
+        require(same, "--catalogues", None if arguments.catalogues is None else str(arguments.catalogues), says)
+        if name_of(job) not in names and find(job, arguments.places) is not None:
+            names.add(name_of(job))
+            jobs.append(job)
+    return jobs
+
+
+def place_of(arguments: Arguments) -> Callable[[Mapping[str, Any]], tuple[int, int, int, int]]:
+    """The key that sorts records by environment, method and seed.
+
+    Methods and environments stand as in the study's own table, then as in the registry. Those that are asked for in
+    another order come first, as they are asked for.
+    """
+    kind = type(arguments)
+    envs = _order(arguments.envs, (*kind.envs, *environments()))
+    names = _order(arguments.methods, (*kind.methods, *methods.METHODS))
+    seeds = {seed: number for number, seed in enumerate(PUBLISHED_SEEDS)}
+
+    def key(record: Mapping[str, Any]) -> tuple[int, int, int, int]:
+        seed = record["seed"] or 0
+        return envs.index(record["env"]), names.index(record["method"]), seeds.get(seed, len(seeds)), seed
+
+    return key
+
+
+def _order(asked: Sequence[str], usual: Sequence[str]) -> list[str]:
+    usual = list(dict.fromkeys((*usual, *asked)))
+    kept = [one for one in usual if one in asked]
+    return usual if kept == list(asked) else list(dict.fromkeys((*asked, *usual)))
 
 
 # -- one run -----------------------------------------------------------------------------------------------------------

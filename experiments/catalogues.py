@@ -1,6 +1,6 @@
 """Is the published 'focused' catalogue peaked? Topic shares, returns and a test of which recipe it was drawn by.
 
-    python -m experiments.catalogues --budget small --published DIR --json results/catalogues.json --markdown table.md
+    python -m experiments.catalogues --budget small --published DIR
 
 The paper says that its 'focused' items are squared and renormalised; its code raises them to the power 1.5. The more
 peaked the items, the less the short-term oracle can earn: its slates hold fewer second topics and bore sooner. Expected
@@ -12,13 +12,20 @@ find no difference from power 1 and exclude 1.5 (p < 1e-60). The paper's oracle 
 
 A recipe's row is the mean over independent draws of the catalogue, the same draws for every power, and its standard
 error is that over draws; a single catalogue's is that over users. All rows meet the same users. Components of one item
-depend on each other a little (they share a norm), so p-values of components are approximate. Budgets: smoke for tests,
-small 4 draws and 500 users, full 10 draws and 2,000 users; not timed.
+depend on each other a little (they share a norm), so p-values of components are approximate.
+
+Written are `OUT/<budget>.json` and `<budget>.md` (of environments other than focused TopDown, `<budget>_<env>`), and
+one record a catalogue below `OUT/records`, so that a study that was stopped continues; tables of other rows, draws or
+users are not written over. Both policies are references without training: there are no methods or variants to ask for.
+Budgets: smoke for tests, small 4 draws and 500 users (3 minutes beside other work, 28 s of
+processor time), full 10 draws and 2,000 users (not timed).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +38,8 @@ from gemsjax import disk
 from gemsjax.agents import references
 from gemsjax.agents.base import Policy
 from gemsjax.envs.catalogue import RECIPES, draw_catalogue, load_catalogue, named_catalogue
-from gemsjax.envs.registry import make
-from gemsjax.errors import DataError, require_choice, require_count
+from gemsjax.envs.registry import environments, make
+from gemsjax.errors import DataError, require, require_choice, require_count
 from gemsjax.evaluate import evaluate
 from gemsjax.types import Dims
 
@@ -40,6 +47,7 @@ POWERS = (1.0, 1.5, 2.0)
 TOPICS = 10
 ENV = "focused_topdown"
 PUBLISHED = ("focused", "diffuse")
+CLICK_MODELS = ("_topdown", "_mix", "_divpen")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +69,14 @@ class Arguments:
     """Directory with the published item embeddings."""
     budget: str = "small"
     """smoke, small or full."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of the draws of each recipe; by default 0, 1, ..., as many as the budget has."""
+    envs: tuple[str, ...] = (ENV,)
+    """Environments whose users meet the catalogues; each has a table of its own."""
     users: int | None = None
     """Test users of every catalogue instead of the budget's."""
-    json: Path | None = None
-    """Write rows and tests to this file."""
-    markdown: Path | None = None
-    """Write the tables to this file too."""
+    out: Path = Path("results/catalogues")
+    """Directory of records and tables."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,24 +141,71 @@ def find_published(directory: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def measure(name: str, power: float | None, catalogues: list[np.ndarray], users: int) -> Row:
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where catalogues are measured, and where that is kept.
+
+    Attributes:
+      env: whose users meet them.
+      users: how many.
+      records: directory of one JSON a catalogue; None keeps nothing.
+    """
+
+    env: str
+    users: int
+    records: Path | None = None
+
+
+def measure(name: str, power: float | None, catalogues: list[np.ndarray], place: Place) -> Row:
     """Topic share and returns of one catalogue, or their means over several draws."""
-    shares = [topic_shares(items) for items in catalogues]
-    figures = {"share": [(float(share.mean()), float(stats.sem(share))) for share in shares]}
-    for label, make_policy in (("random", references.make_random), ("oracle", references.make_short_term_oracle)):
-        figures[label] = [_return(make_policy(Dims(len(items), 10, 100)), items, users) for items in catalogues]
+    found = [figures(items, place) for items in catalogues]
     columns: dict[str, float] = {}
-    for label, pairs in figures.items():
-        means = [mean for mean, _ in pairs]
+    for label in ("share", "random", "oracle"):
+        means = [one[label][0] for one in found]
         columns[label] = float(np.mean(means))
-        columns[f"{label}_error"] = float(stats.sem(means)) if len(means) > 1 else pairs[0][1]
-    return Row(name, power, len(catalogues), users, **columns)
+        columns[f"{label}_error"] = float(stats.sem(means)) if len(means) > 1 else found[0][label][1]
+    return Row(name, power, len(catalogues), place.users, **columns)
 
 
-def _return(policy: Policy, items: np.ndarray, users: int) -> tuple[float, float]:
-    env, params = make(ENV, catalogue=items)
-    tested = evaluate(env, policy, params, users=users)
-    return tested.mean, tested.standard_error
+def figures(items: np.ndarray, place: Place) -> dict[str, list[float]]:
+    """Mean and standard error of a catalogue's topic share and returns, from its record if there is one."""
+    asked = {"env": place.env, "users": place.users, "items": disk.digest(np.asarray(items).tolist())[:12]}
+    path = None
+    if place.records is not None:
+        path = place.records / f"{place.env}_{place.users}_users_{asked['items']}.json"
+        if path.exists():
+            return _read(path)["figures"]
+    share, dims = topic_shares(items), Dims(len(items), 10, 100)
+    found = {
+        "share": [float(share.mean()), float(stats.sem(share))],
+        "random": _return(references.make_random(dims), items, place),
+        "oracle": _return(references.make_short_term_oracle(dims), items, place),
+    }
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        disk.write_json(path, asked | {"figures": found})
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a file of this study holds.
+
+    Raises:
+      DataError: it is not one.
+    """
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: is not a JSON file ({error})") from error
+    if not isinstance(held, dict) or not held.keys() & {"figures", "catalogues"}:
+        raise DataError(f"{path}: was not written by this study")
+    return held
+
+
+def _return(policy: Policy, items: np.ndarray, place: Place) -> list[float]:
+    env, params = make(place.env, catalogue=items)
+    tested = evaluate(env, policy, params, users=place.users)
+    return [tested.mean, tested.standard_error]
 
 
 def compare(name: str, items: np.ndarray, power: float, draws: list[np.ndarray]) -> Comparison:
@@ -159,20 +216,20 @@ def compare(name: str, items: np.ndarray, power: float, draws: list[np.ndarray])
     return Comparison(name, power, float(share.pvalue), float(component.pvalue))
 
 
-def study(budget: Budget, published: dict[str, np.ndarray]) -> tuple[list[Row], list[Comparison]]:
-    """All rows and tests: recipes, our own catalogues, published files."""
-    drawn = {power: [draw_catalogue(seed, power=power) for seed in range(budget.draws)] for power in POWERS}
-    rows = [measure(f"drawn, power {power:g}", power, draws, budget.users) for power, draws in drawn.items()]
-    rows += [measure(f"ours: {name}", RECIPES[name].power, [named_catalogue(name)], budget.users) for name in RECIPES]
-    rows += [measure(f"published: {name}", None, [items], budget.users) for name, items in published.items()]
+def study(seeds: Sequence[int], published: dict[str, np.ndarray], place: Place) -> tuple[list[Row], list[Comparison]]:
+    """All rows and tests: recipes drawn with each of the seeds, our own catalogues, published files."""
+    drawn = {power: [draw_catalogue(seed, power=power) for seed in seeds] for power in POWERS}
+    rows = [measure(f"drawn, power {power:g}", power, draws, place) for power, draws in drawn.items()]
+    rows += [measure(f"ours: {name}", RECIPES[name].power, [named_catalogue(name)], place) for name in RECIPES]
+    rows += [measure(f"published: {name}", None, [items], place) for name, items in published.items()]
     tests = [compare(name, items, power, drawn[power]) for name, items in published.items() for power in POWERS]
     return rows, tests
 
 
-def tables(rows: list[Row], tests: list[Comparison]) -> str:
+def tables(rows: list[Row], tests: list[Comparison], env: str = ENV) -> str:
     """Markdown of both tables."""
     lines = [
-        f"Catalogues on {ENV}: means ± standard errors (over draws where there are several, else over users or items).",
+        f"Catalogues on {env}: means ± standard errors (over draws where there are several, else over users or items).",
         "",
         "| catalogue | power | draws | largest topic share | random | short-term oracle ‡ |",
         "|---|---|---|---|---|---|",
@@ -204,31 +261,62 @@ def _p_value(p: float) -> str:
     return f"{p:.2g}" if p > 1e-300 else "< 1e-300"
 
 
-def main(arguments: Arguments) -> dict[str, Any]:
-    """Measure, print and write; returns what the JSON file holds."""
+def main(arguments: Arguments) -> list[dict[str, Any]]:
+    """Measure, print and write; returns what the JSON files hold, one an environment.
+
+    Raises:
+      SettingError: an unknown budget or environment, no draws, or a table of something else is there.
+      DataError: a published file is missing, or a file below `--out` is not of this study.
+    """
     require_choice("--budget", arguments.budget, BUDGETS)
-    budget = BUDGETS[arguments.budget]
-    if arguments.users is not None:
-        require_count("--users", arguments.users, 2)
-        budget = dataclasses.replace(budget, users=arguments.users)
+    seeds = arguments.seeds or tuple(range(BUDGETS[arguments.budget].draws))
+    require(len(set(seeds)) == len(seeds), "--seeds", seeds, "each once")
+    users = BUDGETS[arguments.budget].users if arguments.users is None else arguments.users
+    require_count("--users", users, 2)
     published = {} if arguments.published is None else find_published(arguments.published)
-    for path in (arguments.json, arguments.markdown):
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-    rows, tests = study(budget, published)
-    text = tables(rows, tests)
+    for env in arguments.envs:
+        require_choice("--envs", env, [name for name in environments() if name.endswith(CLICK_MODELS)])
+        _keep(_stem(arguments, env), seeds, users, published)
+    return [_measured(arguments, env, seeds, users, published) for env in arguments.envs]
+
+
+def _measured(
+    arguments: Arguments, env: str, seeds: tuple[int, ...], users: int, published: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """One environment: what its JSON file holds."""
+    rows, tests = study(seeds, published, Place(env, users, arguments.out / "records"))
+    text, stem = tables(rows, tests, env), _stem(arguments, env)
     print(text)
-    if arguments.markdown is not None:
-        disk.write(arguments.markdown, text.encode())
     record = {
-        "budget": dataclasses.asdict(budget),
-        "env": ENV,
+        "budget": dataclasses.asdict(Budget(len(seeds), users)),
+        "env": env,
+        "seeds": list(seeds),
         "catalogues": [dataclasses.asdict(row) for row in rows],
         "tests": [dataclasses.asdict(test) for test in tests],
     }
-    if arguments.json is not None:
-        disk.write_json(arguments.json, record)
+    disk.write(Path(f"{stem}.md"), text.encode())
+    disk.write_json(f"{stem}.json", record)
+    print(f"written: {stem}.md, {stem}.json")
     return record
+
+
+def _stem(arguments: Arguments, env: str) -> Path:
+    return arguments.out / (arguments.budget if env == ENV else f"{arguments.budget}_{env}")
+
+
+def _keep(stem: Path, seeds: tuple[int, ...], users: int, published: dict[str, np.ndarray]) -> None:
+    """Refuse to write over a table that has other draws or users, or rows of files that are not given now."""
+    path = Path(f"{stem}.json")
+    if not path.exists():
+        return
+    there = _read(path)
+    draws, met = (there["budget"][name] for name in ("draws", "users"))
+    same = (there.get("seeds", list(range(draws))), met) == (list(seeds), users)
+    accepted = f"name another, since the table in {path} has"
+    require(same, "--out", str(stem.parent), f"{accepted} other draws or users")
+    files = {row["name"] for row in there["catalogues"] if row["power"] is None}
+    missing = files - {f"published: {name}" for name in published}
+    require(not missing, "--out", str(stem.parent), f"{accepted} published files (or name them by --published)")
 
 
 if __name__ == "__main__":

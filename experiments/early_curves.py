@@ -11,12 +11,14 @@ An interval is where one more run of ours would lie 19 times of 20, were it on t
 three standard deviations either way, so lying within says little where seeds differ much. Stretches of one recorded run
 go together: there are four comparisons rather than 28. The first stretch is random for two fifths.
 
-Records, Markdown, CSV and a picture are below `OUT/<budget>-<variant>`. `--budget smoke` is for tests, without DIR.
+Records are below `OUT/<budget>-<variant>`, and Markdown, CSV and a picture made from all records there.
+`--budget smoke` is for tests, without DIR.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -166,14 +168,15 @@ def comma_separated(table: Sequence[Point]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _panels(table: Sequence[Point], seeds: int) -> dict[str, dict[str, list[tuple[float, Estimate]]]]:
+def _panels(table: Sequence[Point], seeds: Mapping[str, int]) -> dict[str, dict[str, list[tuple[float, Estimate]]]]:
     """Lines of the training trajectories for `plots.lines_with_intervals`."""
     panels: dict[str, dict[str, list[tuple[float, Estimate]]]] = {}
     for point in table:
         if point.greedy:
             continue
         lines = panels.setdefault(f"{point.title}, trajectories", {})
-        lines.setdefault(f"here: mean of {seeds} seeds, where one more would lie", []).append((point.step, point.ours))
+        here = f"here: mean of {seeds[point.method]} seeds, where one more would lie"
+        lines.setdefault(here, []).append((point.step, point.ours))
         if point.recorded is not None:
             mean, error = point.recorded
             recorded = Estimate(mean, mean - 1.96 * error, mean + 1.96 * error)
@@ -182,12 +185,15 @@ def _panels(table: Sequence[Point], seeds: int) -> dict[str, dict[str, list[tupl
 
 
 def main(arguments: Arguments) -> None:
-    records = _study.perform(jobs(arguments), arguments.places)
+    again = lambda record: _job(arguments, record["method"], record["seed"])  # noqa: E731
+    wanted = _study.together(jobs(arguments), arguments, again)
+    records = sorted(_study.perform(wanted, arguments.places), key=_study.place_of(arguments))
     table, directory = points(records), arguments.directory
     text = markdown(table, _study.budget_of(records, arguments))
     disk.write(directory / "early_curves.md", text.encode())
     disk.write(directory / "early_curves.csv", comma_separated(table).encode())
-    figure = plots.lines_with_intervals(_panels(table, len(arguments.all_seeds)), "clicks in a training trajectory")
+    seeds = Counter(record["method"] for record in records)
+    figure = plots.lines_with_intervals(_panels(table, seeds), "clicks in a training trajectory")
     picture = plots.save(figure, directory / "early_curves.png")
     print(text)
     print(f"picture: {picture}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -18,15 +19,15 @@ def smoke(tmp_path_factory):
     home = tmp_path_factory.mktemp("catalogues")
     np.save(home / "item_embeddings_focused.npy", draw_catalogue(71))
     np.save(home / "item_embeddings_diffuse.npy", draw_catalogue(72, power=1.5))
-    paths = home / "new" / "result.json", home / "other" / "table.md"
-    arguments = catalogues.Arguments(published=home, budget="smoke", users=8, json=paths[0], markdown=paths[1])
-    record = catalogues.main(arguments)
-    return record, *(path.read_text(encoding="utf-8") for path in paths)
+    arguments = catalogues.Arguments(published=home, budget="smoke", users=8, out=home / "new")
+    (record,) = catalogues.main(arguments)
+    written = [(home / "new" / f"smoke.{ending}").read_text(encoding="utf-8") for ending in ("json", "md")]
+    return record, *written, arguments
 
 
 @pytest.mark.slow
 def test_rows(smoke):
-    record, written, _ = smoke
+    record, written, *_ = smoke
     assert json.loads(written) == record
     rows = {row["name"]: row for row in record["catalogues"]}
     assert list(rows) == [
@@ -61,10 +62,46 @@ def test_the_recipe_of_a_file_is_recognised(smoke):
 
 @pytest.mark.slow
 def test_tables_hold_every_row_and_test(smoke):
-    record, _, text = smoke
+    record, _, text, _ = smoke
     for row in record["catalogues"]:
         assert f"| {row['name']} |" in text and f"{row['oracle']:.1f} ± {row['oracle_error']:.1f}" in text
     assert text.count("\n| focused |") == len(catalogues.POWERS)
+
+
+@pytest.mark.slow
+def test_what_was_measured_is_not_measured_again(smoke, monkeypatch):
+    record, *_, arguments = smoke
+    assert len(list((arguments.out / "records").glob("focused_topdown_8_users_*.json"))) == 3 * 2 + 3 + 2
+    monkeypatch.setattr(catalogues, "evaluate", lambda *_, **__: pytest.fail("it was measured again"))
+    assert catalogues.main(arguments) == [record]
+
+
+@pytest.mark.slow
+def test_a_table_of_something_else_is_not_written_over(smoke):
+    *_, arguments = smoke
+    for changes, says in (
+        ({"users": 9}, "other draws"),
+        ({"seeds": (7, 8)}, "other draws"),
+        ({"published": None}, "published files"),
+    ):
+        with pytest.raises(SettingError, match=f"--out = .* has {says}"):
+            catalogues.main(dataclasses.replace(arguments, **changes))
+
+
+def test_records_by_environment_users_and_items(tmp_path, monkeypatch):
+    """The same items in another environment, or with other users, are measured anew."""
+    calls = []
+    monkeypatch.setattr(catalogues, "_return", lambda policy, items, place: calls.append(place.env) or [1.0, 0.1])
+    items = draw_catalogue(3)
+    for env, users in (("focused_topdown", 8), ("focused_topdown", 8), ("focused_mix", 8), ("focused_mix", 9)):
+        found = catalogues.figures(items, catalogues.Place(env, users, tmp_path))
+        assert found["oracle"] == [1.0, 0.1]
+    assert calls == ["focused_topdown"] * 2 + ["focused_mix"] * 4 and len(list(tmp_path.iterdir())) == 3
+    arguments = catalogues.Arguments(budget="smoke", envs=("focused_topdown", "focused_mix"), out=tmp_path)
+    assert [record["env"] for record in catalogues.main(arguments)] == list(arguments.envs)
+    assert {path.name for path in tmp_path.glob("smoke*")} == {
+        "smoke.json", "smoke.md", "smoke_focused_mix.json", "smoke_focused_mix.md",
+    }  # fmt: skip
 
 
 def test_topic_shares():
@@ -81,3 +118,8 @@ def test_what_is_refused(tmp_path):
         catalogues.main(catalogues.Arguments(budget="smal"))
     with pytest.raises(SettingError, match="users"):
         catalogues.main(catalogues.Arguments(budget="smoke", users=1))
+    with pytest.raises(SettingError, match="did you mean 'focused_mix'"):
+        catalogues.main(catalogues.Arguments(budget="smoke", envs=("focused_mx",), out=tmp_path))
+    (tmp_path / "smoke.json").write_text("{}")
+    with pytest.raises(DataError, match=r"smoke.json: was not written by this study"):
+        catalogues.main(catalogues.Arguments(budget="smoke", out=tmp_path))

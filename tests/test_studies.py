@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tyro
 
 from experiments import _study, early_curves, figure2, figure3, influence, table1, table2
 from gemsjax import methods
+from gemsjax.envs.catalogue import draw_catalogue
 from gemsjax.errors import DataError, SettingError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +27,7 @@ def home(tmp_path_factory) -> Path:
 
 
 def asked(home, kind=table2.Arguments, **changes):
-    usual = {"budget": "smoke", "envs": ("focused_topdown",), "methods": FEW}
+    usual = {"budget": "smoke", "variant": "corrected", "envs": ("focused_topdown",), "methods": FEW}
     places = {"out": home / "results", "runs": home / "runs", "data": home / "logs"}
     return kind(**{**usual, **places, **changes})
 
@@ -135,7 +138,8 @@ runpy.run_module("experiments.table2", run_name="__main__", alter_sys=True)
 def test_killed_and_started_again(done, tmp_path):
     """SIGTERM after the first epoch: the same command goes on from there, to the record of an undisturbed run."""
     arguments = asked(tmp_path, methods=("sac-topk-ideal",), seeds=(58407201,))
-    flags = ["--budget", "smoke", "--envs", "focused_topdown", "--methods", "sac-topk-ideal", "--seeds", "58407201"]
+    flags = ["--budget", "smoke", "--variant", "corrected", "--envs", "focused_topdown", "--methods", "sac-topk-ideal"]
+    flags += ["--seeds", "58407201"]
     flags += ["--out", str(arguments.out), "--runs", str(arguments.runs), "--data", str(arguments.data)]
     run = lambda *start: subprocess.run(  # noqa: E731
         [sys.executable, *start, *flags], cwd=ROOT, capture_output=True, text=True
@@ -179,11 +183,15 @@ def test_figures_and_influence_at_smoke(home, done, capsys):
         width = one["edges"][1] - one["edges"][0]
         assert sum(map(sum, one["density"])) * width == pytest.approx(1.0)
     influence.main(asked(home, influence.Arguments, methods=("random",), weights=(0.1, 0.0)))
+    influence.main(asked(home, influence.Arguments, methods=("short-term-oracle",), weights=(0.1,)))
     says = capsys.readouterr().out
-    assert "| Random |" in says and "Budget `smoke`, variant `corrected`" in says
+    assert says.count("| Random |") == 2 and "| Short-term oracle ‡ | " in says and " |  |" in says
+    assert "Budget `smoke`, variant `corrected`" in says
     small = {"seeds": (1,), "betas": (1.0,), "lambdas": (), "widths": (4,)}
     figure3.main(asked(home, figure3.Arguments, methods=("sac-gems",), **small))
     assert "sac-gems,1.0,0.5,4," in capsys.readouterr().out
+    figure3.main(asked(home, figure3.Arguments, methods=("sac-gems",), **{**small, "seeds": (2,)}))
+    assert "2 seeds" in (home / "results" / "smoke-corrected" / "figure3_focused_topdown.md").read_text()
     drawn = {path.stem for path in (home / "results").rglob("*.png")}
     assert drawn >= {f"{name}_focused_topdown" for name in ("figure2", "figure3", "influence")}
 
@@ -250,9 +258,52 @@ def test_items_that_were_never_published_are_not_asked_for(home, tmp_path):
         table2.jobs(asked(home, catalogues=tmp_path, envs=("peaked_topdown",)))
 
 
+COMMITTED = {
+    "small-corrected": {"methods": ("random", "constant-slate"), "envs": ("steady_topdown",)},
+    "small-published": {"methods": ("sac-wknn", "slateq", "reinforce-softmax"), "seeds": (58407201,)},
+}
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_committed_tables_are_what_their_records_say(name, tmp_path, monkeypatch):
+    """Asked for in part, and nothing is run: a table has every record of its directory, in the same order."""
+    budget, variant = name.split("-")
+    committed = ROOT / "results" / "table2" / name
+    shutil.copytree(committed / "records", tmp_path / name / "records")
+    usual = {"envs": ("focused_topdown",), "out": tmp_path, "budget": budget, "variant": variant}
+    arguments = table2.Arguments(**{**usual, **COMMITTED[name]})
+    monkeypatch.setattr(_study, "_train", lambda *_: pytest.fail("it was run again"))
+    monkeypatch.setattr(_study, "_evaluate", lambda *_: pytest.fail("it was run again"))
+    table2.main(arguments)
+    assert (tmp_path / name / "table2.md").read_bytes() == (committed / "table2.md").read_bytes()
+
+
+def test_records_of_two_catalogues_are_kept_apart(home, done, tmp_path):
+    np.save(tmp_path / "item_embeddings_focused.npy", draw_catalogue(71))
+    with pytest.raises(SettingError, match="--catalogues = .*records of two are kept apart, name another --out"):
+        table2.main(asked(home, catalogues=tmp_path))
+
+
+def test_the_order_of_a_table():
+    """As in the study's own; only what is asked for in another order is moved."""
+    usual = ("a", "b", "c")
+    assert _study._order(("c",), usual) == _study._order(("a", "c"), usual) == list(usual)
+    assert _study._order(("c", "a"), usual) == ["c", "a", "b"]
+
+
 def test_figure3_wants_methods_through_gems(home):
     with pytest.raises(SettingError, match="act through GeMS"):
         figure3.jobs(asked(home, figure3.Arguments), "focused_topdown")
+
+
+def test_who_reproduces_the_paper_does_so_as_published():
+    variants = [module.Arguments().variant for module in (table2, figure2, figure3, influence)]
+    assert variants == ["published", "published", "published", "corrected"]
+
+
+def test_a_long_search_is_a_budget():
+    (one,) = table2.jobs(table2.Arguments(budget="long", envs=("focused_topdown",), methods=("constant-slate",)))
+    assert (one.settings.seed, one.settings.steps, one.settings.epoch_steps) == (58407201, 15625, 1563)
 
 
 def test_the_default_studies_can_be_made():
@@ -262,6 +313,18 @@ def test_the_default_studies_can_be_made():
     assert figure2.jobs(figure2.Arguments(), "focused_topdown")
     with pytest.raises(SettingError, match="at least one method"):
         _study.perform([], table2.Arguments().places)
+
+
+def test_the_committed_table1_is_what_the_code_makes():
+    assert (ROOT / "results" / "table1.md").read_text(encoding="utf-8") == table1.markdown()
+
+
+def test_table1_of_some_methods(tmp_path, capsys):
+    table1.main(table1.Arguments(methods=("slateq", "random"), out=tmp_path / "new"))
+    lines = (tmp_path / "new" / "table1.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| SlateQ", "| Random"]
+    with pytest.raises(SettingError, match="did you mean 'slateq'"):
+        table1.main(table1.Arguments(methods=("slatq",), out=tmp_path))
 
 
 def test_table1_says_what_the_code_declares():
