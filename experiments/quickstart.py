@@ -30,6 +30,7 @@ from gemsjax import disk, methods, plots, prepare, runs, tracking
 from gemsjax.agents.base import Acting
 from gemsjax.agents.sac import SACHypers
 from gemsjax.clock import CompileClock, compile_clock
+from gemsjax.devices import surroundings
 from gemsjax.evaluate import Evaluation, evaluate, recommended_scores
 from gemsjax.settings import GeMSSettings, TrainSettings
 from gemsjax.train import Plan
@@ -54,7 +55,7 @@ class Arguments:
     out: Path | None = None
     """Directory for everything; by default a new one, runs/quickstart or runs/quickstart-2 and so on."""
     json: Path | None = None
-    """Write the table and the seconds of each stage to this file."""
+    """Write the table, the seconds of each stage, and what was run on what to this file."""
 
 
 def preset(arguments: Arguments) -> TrainSettings:
@@ -120,7 +121,9 @@ def main(arguments: Arguments) -> None:
     if arguments.json is not None:
         rows = [runs.table_row(settings.env, name, evaluation) for name, evaluation in table.items()]
         seconds = stages.seconds | {"compile": clock.seconds, "total": sum(stages.seconds.values())}
-        disk.write_json(arguments.json, {"table": rows, "seconds": seconds})
+        facts = runs.facts_of(settings, prepare.identity_of(settings, world))
+        facts["privileged"] = [name for name in table if methods.method(name).privileged]
+        disk.write_json(arguments.json, {"table": rows, "seconds": seconds, **facts, **surroundings()})
 
 
 def _free(path: Path) -> Path:
