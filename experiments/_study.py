@@ -380,11 +380,6 @@ def catalogue(directory: Path | None, env: str) -> str | None:
 # -- how studies are told ----------------------------------------------------------------------------------------------
 
 
-def marked(method: str, privileged: bool, label: str = "") -> str:
-    """What tables and pictures call a method: its title (or a label), and the mark of privileged information."""
-    return (label or methods.method(method).title) + (" ‡" if privileged else "")
-
-
 def budget_of(records: Sequence[Mapping[str, Any]], arguments: Arguments) -> str:
     """The sentence that states what a table was made of."""
     spent = sorted({record["trajectories"] for record in records if record["trajectories"]})

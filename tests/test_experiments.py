@@ -10,18 +10,20 @@ import sys
 from pathlib import Path
 
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import tyro
 
 from experiments import benchmark, evaluate, generate_dataset, quickstart, train
-from gemsjax import prepare
+from gemsjax import methods, plots, prepare
 from gemsjax.agents.references import make_random
 from gemsjax.clock import compile_clock
 from gemsjax.envs.catalogue import draw_catalogue
 from gemsjax.envs.registry import make
 from gemsjax.errors import DataError, SettingError
 from gemsjax.evaluate import evaluate as play
+from gemsjax.evaluate import summarise
 from gemsjax.prepare import world_of
 from gemsjax.types import Dims
 
@@ -73,8 +75,27 @@ def test_quickstart_shows_what_it_made(smoke):
     for picture in pictures:
         assert (home / picture).read_bytes().startswith(b"\x89PNG")
     assert (home / re.search(r"checkpoint: (\S+)", done.stdout).group(1)).is_dir()
-    for word in ("Random", "Short-term oracle *", "SAC+GeMS", "95 % interval", "temperature started low"):
+    marked = ("Short-term oracle ‡", "Epsilon-greedy oracle ‡", methods.PRIVILEGED)
+    for word in ("Random", *marked, "SAC+GeMS", "95 % interval", "temperature started low"):
         assert word in done.stdout
+
+
+def test_quickstart_marks_privileged_methods_in_its_pictures(smoke, monkeypatch):
+    home, _ = smoke
+    root, settings = home / "runs" / "quickstart", quickstart.preset(quickstart.Arguments(smoke=True))
+    table = dict.fromkeys([*REFERENCES, "sac-gems"], summarise(np.arange(5.0)))
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    quickstart._draw(settings, world_of(settings), next((root / "SAC_GeMS").iterdir()), root, table)
+    curve, scores = drawn
+    names = [text.get_text().partition(":")[0] for text in curve.axes[0].get_legend().get_texts()[2:]]
+    assert names == ["Random", "Short-term oracle ‡", "Epsilon-greedy oracle ‡"]
+    assert curve.axes[0].get_title() == "SAC+GeMS in focused_topdown"
+    panels = [axes.get_title().partition(" (mean")[0] for axes in scores.axes]
+    assert panels == ["Short-term oracle ‡", "SAC+GeMS"]
+    for figure in drawn:
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == [methods.PRIVILEGED]
+        plt.close(figure)
 
 
 def test_a_second_quickstart_leaves_the_first_alone(smoke):
