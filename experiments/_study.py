@@ -2,7 +2,8 @@
 
 A study is a list of `Job`s. `perform` skips those whose record is there, resumes one that was stopped, and so may be
 killed and started again at any time: a run loses at most the epoch it was in and is never counted twice. A record holds
-the configuration with its hash, seed, variant, validation curve, test return, versions, device and seconds.
+the configuration with its hash, seed, variant, validation curve, test return, versions, device and seconds. (Of the
+older ones some say less about the device, and those of references nothing about seconds.)
 """
 
 from __future__ import annotations
@@ -10,16 +11,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
 
 from gemsjax import checkpoint, disk, methods, prepare, runs, tracking
+from gemsjax.devices import surroundings
 from gemsjax.envs.registry import environments
 from gemsjax.errors import DataError, require, require_choice
 from gemsjax.evaluate import evaluate
@@ -397,14 +397,14 @@ def _evaluate(job: Job) -> dict[str, Any]:
     settings = job.settings
     world, entry = prepare.world_of(settings), methods.method(settings.method)
     assert entry.policy is not None
-    policy = entry.policy(world.dims)
+    policy, started = entry.policy(world.dims), time.perf_counter()
     tested = evaluate(world.env, policy, world.params, users=settings.test_users, stream=settings.test_stream)
-    return _record(job, world, tested.returns) | {"seed": None, "trajectories": 0}
+    seconds = {"test": time.perf_counter() - started}
+    return _record(job, world, tested.returns) | {"seed": None, "trajectories": 0, "seconds": seconds}
 
 
 def _record(job: Job, world: prepare.World, returns: np.ndarray) -> dict[str, Any]:
     settings, asked = job.settings, _asked(job)
-    device = jax.devices()[0]
     return {
         "method": settings.method,
         "env": settings.env,
@@ -418,8 +418,7 @@ def _record(job: Job, world: prepare.World, returns: np.ndarray) -> dict[str, An
         "config": asked,
         "config_hash": checkpoint.config_hash(asked),
         "catalogue": "the environment's own" if settings.catalogue is None else Path(settings.catalogue).name,
-        "device": f"{device.platform}: {device.device_kind}",
-        "versions": {"python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__},
+        **surroundings(),
     }
 
 
@@ -441,11 +440,6 @@ def catalogue(directory: Path | None, env: str) -> str | None:
 
 
 # -- how studies are told ----------------------------------------------------------------------------------------------
-
-
-def marked(method: str, privileged: bool, label: str = "") -> str:
-    """What tables and pictures call a method: its title (or a label), and the mark of privileged information."""
-    return (label or methods.method(method).title) + (" ‡" if privileged else "")
 
 
 def budget_of(records: Sequence[Mapping[str, Any]], arguments: Arguments) -> str:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -227,25 +226,15 @@ def available() -> dict[str, Callable[[TrainSettings], Figure]]:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    device = jax.devices()[0]
-    kind = device.device_kind if device.platform != "cpu" else _processor()
+    about = surroundings()
     return {
-        "device": f"{device.platform}: {kind}",
+        "device": f"{about['device']['platform']}: {about['device']['kind']}",
         "devices": len(jax.devices()),
         "cores": os.cpu_count(),
         "gemm_gflops": matrix_rate(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        **{name: surroundings()[name] for name in ("precision", "unroll")},
+        **{name: about["versions"][name] for name in ("python", "jax")},
+        **{name: about[name] for name in ("precision", "unroll")},
     }
-
-
-def _processor() -> str:
-    """The processor's name where the system tells it, else its kind."""
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def main(arguments: Arguments) -> None:

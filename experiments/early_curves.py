@@ -28,7 +28,7 @@ import tyro
 from experiments import _study
 from experiments._cli import run_cli
 from experiments._paper import EARLY, EARLY_GREEDY, EARLY_STEP
-from gemsjax import disk, plots
+from gemsjax import disk, methods, plots
 from gemsjax.errors import require, require_choice
 from gemsjax.maths.statistics import Estimate, prediction_interval
 
@@ -84,7 +84,7 @@ class Point:
     @property
     def title(self) -> str:
         """Of the method, with the mark of privileged information."""
-        return _study.marked(self.method, self.privileged)
+        return methods.marked(self.method, self.privileged)
 
     @property
     def column(self) -> str:

@@ -113,7 +113,7 @@ def main(arguments: Arguments) -> None:
         panels: dict[str, plots.Scores | plots.Densities] = {}
         for one, record in pairs:
             found = densities_of(one, places, directory)
-            label = _study.marked(record["method"], record["privileged"], one.label)
+            label = methods.marked(record["method"], record["privileged"], one.label)
             print(f"{label}: return {record['test']['mean_return']:.1f}, mean score {found.mean:.3f}")
             panels.setdefault(label, found)
         offset = float(prepare.world_of(wanted[0].settings).params.relevance_offset)

@@ -107,7 +107,7 @@ def _lines(table: dict[tuple[str, Point], Estimate], axis: int) -> dict[str, lis
     lines: dict[str, list[tuple[float, Estimate]]] = {}
     for (method, point), estimate in table.items():
         if point[other] == fixed[other]:
-            lines.setdefault(f"{_study.marked(method, False)}, d = {point[2]}", []).append((point[axis], estimate))
+            lines.setdefault(f"{methods.marked(method, False)}, d = {point[2]}", []).append((point[axis], estimate))
     return {label: sorted(line, key=lambda p: p[0]) for label, line in lines.items()}
 
 

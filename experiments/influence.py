@@ -28,7 +28,7 @@ import tyro
 
 from experiments import _study
 from experiments._cli import run_cli
-from gemsjax import disk, plots
+from gemsjax import disk, methods, plots
 from gemsjax.errors import require
 from gemsjax.maths.statistics import Estimate, t_interval
 
@@ -89,7 +89,7 @@ def main(arguments: Arguments) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         disk.write(directory / f"influence_{env}.md", text.encode())
         lines = {
-            _study.marked(method, method in privileged): sorted((w, e) for (m, w), e in table.items() if m == method)
+            methods.marked(method, method in privileged): sorted((w, e) for (m, w), e in table.items() if m == method)
             for method in dict.fromkeys(record["method"] for record in records)
         }
         picture = plots.save(
@@ -106,7 +106,7 @@ def markdown(table: dict[tuple[str, float], Estimate], privileged: set[str]) -> 
     lines = [f"| method | {' | '.join(f'influence {w:g}' for w in weights)} |", "|---" * (len(weights) + 1) + "|"]
     for method in dict.fromkeys(method for method, _ in table):
         cells = [_cell(table.get((method, weight))) for weight in weights]
-        lines.append(f"| {_study.marked(method, method in privileged)} | {' | '.join(cells)} |")
+        lines.append(f"| {methods.marked(method, method in privileged)} | {' | '.join(cells)} |")
     return "\n".join(
         [*lines, "", "‡: sees privileged information. ±: half of the 95 % Student-t interval over seeds.", ""]
     )

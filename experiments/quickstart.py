@@ -30,6 +30,7 @@ from gemsjax import disk, methods, plots, prepare, runs, tracking
 from gemsjax.agents.base import Acting
 from gemsjax.agents.sac import SACHypers
 from gemsjax.clock import CompileClock, compile_clock
+from gemsjax.devices import surroundings
 from gemsjax.evaluate import Evaluation, evaluate, recommended_scores
 from gemsjax.settings import GeMSSettings, TrainSettings
 from gemsjax.train import Plan
@@ -54,7 +55,7 @@ class Arguments:
     out: Path | None = None
     """Directory for everything; by default a new one, runs/quickstart or runs/quickstart-2 and so on."""
     json: Path | None = None
-    """Write the table and the seconds of each stage to this file."""
+    """Write the table, the seconds of each stage, and what was run on what to this file."""
 
 
 def preset(arguments: Arguments) -> TrainSettings:
@@ -120,7 +121,9 @@ def main(arguments: Arguments) -> None:
     if arguments.json is not None:
         rows = [runs.table_row(settings.env, name, evaluation) for name, evaluation in table.items()]
         seconds = stages.seconds | {"compile": clock.seconds, "total": sum(stages.seconds.values())}
-        disk.write_json(arguments.json, {"table": rows, "seconds": seconds})
+        facts = runs.facts_of(settings, prepare.identity_of(settings, world))
+        facts["privileged"] = [name for name in table if methods.method(name).privileged]
+        disk.write_json(arguments.json, {"table": rows, "seconds": seconds, **facts, **surroundings()})
 
 
 def _free(path: Path) -> Path:
@@ -138,18 +141,22 @@ def _reference(name: str, world: prepare.World, users: int) -> Evaluation:
     return evaluate(world.env, entry.policy(world.dims), world.params, users=users)
 
 
+def _marked(name: str) -> str:
+    return methods.marked(name, methods.method(name).privileged)
+
+
 def _draw(
     settings: TrainSettings, world: prepare.World, directory: Path, root: Path, table: dict[str, Evaluation]
 ) -> list[Path]:
     rows = tracking.read_metrics(directory)
-    title = f"{methods.method(settings.method).title} in {settings.env}"
-    references = {methods.method(name).title: table[name] for name in REFERENCES}
+    title = f"{_marked(settings.method)} in {settings.env}"
+    references = {_marked(name): table[name] for name in REFERENCES}
     trained = runs.load(directory)
     oracle = methods.method("short-term-oracle")
     assert oracle.policy is not None
     policies: dict[str, tuple[Any, Acting]] = {
-        oracle.title: (oracle.policy(world.dims), Acting()),
-        methods.method(settings.method).title: (trained.agent.greedy, trained.acting),
+        _marked("short-term-oracle"): (oracle.policy(world.dims), Acting()),
+        _marked(settings.method): (trained.agent.greedy, trained.acting),
     }
     users = min(200, settings.test_users)
     recommended = {
@@ -166,15 +173,14 @@ def _draw(
 def _show(console: Console, table: dict[str, Evaluation], seconds: dict[str, float], clock: CompileClock) -> None:
     results = Table("method", "clicks in 100 turns", "95 % interval", "users", title="Test users")
     for name, evaluation in table.items():
-        entry = methods.method(name)
         low, high = evaluation.interval
         results.add_row(
-            entry.title + (" *" if entry.privileged else ""),
+            _marked(name),
             f"{evaluation.mean:.1f}",
             f"{low:.1f} to {high:.1f}",
             str(evaluation.returns.size),
         )
-    results.caption = "* privileged: knows the user's true interests"
+    results.caption = methods.PRIVILEGED
     console.print(results)
     times = Table("stage", "seconds", title="Time")
     for name, spent in seconds.items():

@@ -130,7 +130,7 @@ def markdown(table: Sequence[Mapping[str, Any]], says: str) -> str:
     by_cell = {(row["method"], row["env"]): row for row in table}
     lines = [says, "", f"| method | {' | '.join(envs)} |", "|---" * (len(envs) + 1) + "|"]
     for name in names:
-        title = _study.marked(name, any(row["privileged"] for row in table if row["method"] == name))
+        title = methods.marked(name, any(row["privileged"] for row in table if row["method"] == name))
         shown = [_cell(by_cell.get((name, env))) for env in envs]
         lines.append(f"| {title} | {' | '.join(shown)} |")
     legend = (
@@ -176,7 +176,7 @@ def write(records: Sequence[Mapping[str, Any]], directory: Path, name: str, says
     disk.write(directory / f"{name}.csv", comma_separated(table).encode())
     found, privileged = cells(records), {r["method"] for r in records if r["privileged"]}
     panels = {
-        env: {_study.marked(m, m in privileged): values for (m, e), values in found.items() if e == env}
+        env: {methods.marked(m, m in privileged): values for (m, e), values in found.items() if e == env}
         for env in _order(table, "env")
     }
     plots.save(plots.seed_scatter(panels), directory / f"{name}.png")

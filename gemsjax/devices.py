@@ -7,9 +7,12 @@ entry points, before anything else uses JAX; `spread` for whatever plays many us
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +39,15 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@cache
+def processor() -> str:
+    """The processor's name where the system tells it, else its kind."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text(encoding="utf-8").splitlines() if facts.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 PORTION = 128
@@ -135,7 +147,11 @@ _PACKAGES = ("gemsjax", "jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")
 
 
 def surroundings() -> dict[str, Any]:
-    """`versions` of the packages that matter, `device`, matmul `precision` and `unroll`: what to read results with."""
+    """`versions` of what matters, `device`, matmul `precision` and `unroll`: what to read results with.
+
+    `device` is its `platform`, its `kind` (of a CPU the processor's name), the `count` of local ones and, of CPUs, the
+    `cores` that this process may use. Results of runs and records of studies hold it, and checkpoints do.
+    """
 
     def version(package: str) -> str:
         try:
@@ -144,9 +160,9 @@ def surroundings() -> dict[str, Any]:
             return "not installed"
 
     device = jax.devices()[0]
-    versions = {package: version(package) for package in _PACKAGES}
+    versions = {"python": platform.python_version()} | {package: version(package) for package in _PACKAGES}
     precision = jax.config.jax_default_matmul_precision or "default"  # type: ignore[attr-defined]
     about = {"platform": device.platform, "kind": device.device_kind, "count": jax.local_device_count()}
     if device.platform == "cpu":
-        about["cores"] = available_cores()
+        about |= {"kind": processor(), "cores": available_cores()}
     return {"versions": versions, "device": about, "precision": precision, "unroll": _unrolled}

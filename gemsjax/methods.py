@@ -230,6 +230,25 @@ def method(name: str) -> Method:
     return METHODS[name]
 
 
+MARK = "‡"
+PRIVILEGED = f"{MARK} privileged: sees what only the simulator knows"
+"""The line that explains the mark below tables and pictures."""
+
+
+def marked(name: str, privileged: bool, label: str = "") -> str:
+    """What tables and pictures call a method: its title (or a label), and the mark of privileged information.
+
+    Args:
+      name: of the method.
+      privileged: of the run, as its settings may decide (`TrainSettings.privileged`); of a reference, the registry's.
+      label: instead of the title.
+
+    Raises:
+      SettingError: see `method`.
+    """
+    return (label or method(name).title) + (f" {MARK}" if privileged else "")
+
+
 def learners() -> tuple[str, ...]:
     """Names of the methods that train."""
     return tuple(name for name, entry in METHODS.items() if entry.learns)

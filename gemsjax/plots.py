@@ -1,11 +1,12 @@
 """Pictures of runs, drawn without a display. Called by experiments and notebooks; imports matplotlib only when drawing.
 
-Colours are the Okabe-Ito set, which stays readable for colour-blind people and in grey.
+Colours are the Okabe-Ito set, which stays readable for colour-blind people and in grey. Where a name has the mark of
+privileged methods (`methods.marked`), a line below the panels says what it means.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from gemsjax.evaluate import Evaluation, Scores
 from gemsjax.maths.statistics import Estimate, interquartile_mean
+from gemsjax.methods import MARK, PRIVILEGED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,6 +49,7 @@ def learning_curve(
     axes.set(xlabel="trajectories", ylabel="clicks in 100 turns", title=title)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8)
+    _explain_mark(figure, (title, *(references or {})))
     return figure
 
 
@@ -98,6 +101,7 @@ def score_densities(recommended: Mapping[str, Scores | Densities], relevance_off
         axes.set(xlabel="score of a recommended item", title=f"{name} (mean {mean:.3f})")
     panels[0][0].set_ylabel("density")
     panels[0][-1].legend(frameon=False, fontsize=8)
+    _explain_mark(figure, recommended)
     return figure
 
 
@@ -121,6 +125,7 @@ def lines_with_intervals(
         one.set_ylim(bottom=0)
     axes[0][0].set_ylabel(ylabel)
     axes[0][-1].legend(frameon=False, fontsize=8)
+    _explain_mark(figure, [label for lines in panels.values() for label in lines])
     return figure
 
 
@@ -148,6 +153,7 @@ def seed_scatter(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
         one.grid(axis="x", lw=0.4, alpha=0.5)
     axes[0][0].set_yticks(range(len(names)), names)
     axes[0][0].set_ylim(len(names) - 0.5, -0.5)
+    _explain_mark(figure, names)
     return figure
 
 
@@ -160,6 +166,15 @@ def save(figure: Figure, path: Path | str, dpi: int = 150) -> Path:
     figure.savefig(path, dpi=dpi)
     plt.close(figure)
     return path
+
+
+def _explain_mark(figure: Figure, names: Iterable[str]) -> None:
+    """A line below the panels that says what the mark means, if a name has it."""
+    from matplotlib.lines import Line2D
+
+    if any(MARK in name for name in names):
+        line = Line2D([], [], ls="none", label=PRIVILEGED)
+        figure.legend(handles=[line], loc="outside lower center", frameon=False, fontsize=8, handlelength=0)
 
 
 _STYLE: Any = {"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False}

@@ -2,7 +2,7 @@
 
 The stages (`prepare.logged_data`, `prepare.pretrained_gems`, `train`) may be called one by one, as the quickstart and
 notebooks do. Files of a run: `config.json`, `metrics.jsonl`, `metrics.csv`, `checkpoints/`, plots, and `result.json`
-once it is tested.
+once it is tested (see `table_row` and `facts_of`; versions, device and seconds too).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 
 from gemsjax import checkpoint, disk, methods, tracking
 from gemsjax.agents.base import Acting, Agent
+from gemsjax.devices import surroundings
 from gemsjax.envs.knowledge import make_click_model
 from gemsjax.errors import DataError, require
 from gemsjax.evaluate import Evaluation, evaluate
@@ -235,12 +236,14 @@ class _Driver:
         users, stream = self.settings.test_users, self.settings.test_stream
         tested = evaluate(self.world.env, self.agent.greedy, params, acting, users, stream)
         self.seconds["test"] += time.perf_counter() - started
-        result = table_row(self.settings.env, self.settings.method, tested)
+        result = table_row(self.settings.env, self.settings.method, tested) | facts_of(self.settings, self.identity)
+        # Training: of all calls, without compiling; the others: of the call that finished the run.
+        trained = sum(row["seconds"] for row in tracking.read_metrics(self.directory))
         result |= {
-            "privileged": self.settings.privileged,
-            "seed": self.settings.seed,
             "steps": self.done,
             "best_validation": float(self.state.best_return),
+            "seconds": self.seconds | {"train": trained},
+            **surroundings(),
         }
         disk.write_json(self.directory / "result.json", result)
         return tested
@@ -322,6 +325,22 @@ def table_row(env: str, method: str, evaluation: Evaluation) -> dict[str, Any]:
         "users": int(evaluation.returns.size),
         "mean_return": evaluation.mean,
         "se_return": evaluation.standard_error,
+    }
+
+
+def facts_of(settings: TrainSettings, identity: dict[str, Any]) -> dict[str, Any]:
+    """Which run a result is of, and whom it was tested on: `variant, privileged, seed, config_hash, stream`.
+
+    Args:
+      settings: resolved.
+      identity: of the run, see `prepare.identity_of`; the hash is that of its checkpoints' manifests.
+    """
+    return {
+        "variant": settings.variant,
+        "privileged": settings.privileged,
+        "seed": settings.seed,
+        "config_hash": checkpoint.config_hash(identity),
+        "stream": settings.test_stream,
     }
 
 

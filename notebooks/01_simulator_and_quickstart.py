@@ -117,7 +117,8 @@ print("the agent sees the slate:", observation.slate, "and its clicks:", observa
 # %% [markdown]
 # ## Whom to show what: two rules that know the user
 #
-# Both rules below are privileged, for they look at the user's true interests.
+# Both rules below are privileged, for they look at the user's true interests. Pictures and tables mark what is
+# privileged, that is, sees what only the simulator knows, with ‡.
 #
 # The **short-term oracle** shows the ten items that suit the user best in this turn. It need not be programmed: in a
 # slate, -1 stands for the oracle's item of that rank (and `env.oracle_slate` says which one that is).
@@ -143,8 +144,8 @@ def at_random(key, _observation, _state):
 
 
 slates = {
-    "short-term oracle": oracle_slate(state, params),
-    "diverse": diverse(user_key, observation, state),
+    "short-term oracle ‡": oracle_slate(state, params),
+    "diverse ‡": diverse(user_key, observation, state),
     "random": at_random(user_key, observation, state),
 }
 figure, axes = plt.subplots(figsize=(7.5, 3.2))
@@ -152,7 +153,7 @@ ranks = np.arange(1, env.slate_size + 1)
 for shift, colour, (name, slate) in zip((-0.27, 0, 0.27), (BLUE, ORANGE, GREEN), slates.items(), strict=True):
     chances = click_probabilities(state, slate, params)
     axes.bar(ranks + shift, chances, width=0.25, color=colour, label=f"{name}: {chances.sum():.1f} clicks expected")
-    print(f"{name:>17}: topics {params.item_topics[slate]}")
+    print(f"{name:>19}: topics {params.item_topics[slate]}")
 axes.plot(ranks, params.examination[:, 0], color=BLACK, ls=":", marker=".", label="examined at all")
 axes.set(xlabel="rank in the slate", ylabel="probability of a click", title="The first turn of one user", xticks=ranks)
 axes.legend(frameon=False)
@@ -230,7 +231,7 @@ def draw_diaries(diaries):
     figure.legend(handles=handles, loc="outside upper right", ncols=2, frameon=False)
 
 
-diaries = {"Short-term oracle": by_hand(oracle), "Diverse, the best item of every topic": by_hand(diverse)}
+diaries = {"Short-term oracle ‡": by_hand(oracle), "Diverse, the best item of every topic ‡": by_hand(diverse)}
 draw_diaries(diaries)
 plt.show()
 
@@ -318,11 +319,11 @@ def returns_of(choose):
     return jax.jit(jax.vmap(episode, in_axes=(0, None)))
 
 
-play = {"random": returns_of(at_random), "oracle": returns_of(oracle), "diverse": returns_of(diverse)}
+play = {"random": returns_of(at_random), "oracle ‡": returns_of(oracle), "diverse ‡": returns_of(diverse)}
 returns = {name: np.asarray(program(users, params)) for name, program in play.items()}  # compiles, then plays
 
 started = time.perf_counter()
-play["oracle"](users, params).block_until_ready()
+play["oracle ‡"](users, params).block_until_ready()
 seconds = time.perf_counter() - started
 print(f"{USERS * env.horizon:,} turns of the oracle in {seconds:.2f} s, compiled before")
 
@@ -399,7 +400,7 @@ world.env, world.dims
 # ## What to compare with
 #
 # `evaluate` plays one episode with each of the first test users. They and their luck are the same for every method.
-# References are methods without anything to learn; the registry `methods` makes them by name. Those marked privileged
+# References are methods without anything to learn; the registry `methods` makes them by name. Those marked with ‡
 # know the user's true interests. The epsilon-greedy oracle is the *logging policy*: each rank shows the oracle's item
 # or, with probability one half, a random one.
 
@@ -407,10 +408,11 @@ world.env, world.dims
 table = {}
 for name in ("random", "short-term-oracle", "epsilon-greedy-oracle"):
     method = methods.method(name)
-    table[method.title] = evaluate(world.env, method.policy(world.dims), world.params, users=settings.test_users)
-    low, high = table[method.title].interval
-    marked = " (privileged)" if method.privileged else ""
-    print(f"{table[method.title].mean:6.1f} clicks, 95 % interval {low:.1f} to {high:.1f}: {method.title}{marked}")
+    title = methods.marked(name, method.privileged)
+    table[title] = evaluate(world.env, method.policy(world.dims), world.params, users=settings.test_users)
+    low, high = table[title].interval
+    print(f"{table[title].mean:6.1f} clicks, 95 % interval {low:.1f} to {high:.1f}: {title}")
+print(methods.PRIVILEGED)
 
 # %% [markdown]
 # ## Logged data
@@ -490,6 +492,7 @@ table[entry.title] = outcome.test
 for title, evaluation in table.items():
     low, high = evaluation.interval
     print(f"{evaluation.mean:6.1f} clicks, 95 % interval {low:.1f} to {high:.1f}: {title}")
+print(methods.PRIVILEGED)
 
 # %% [markdown]
 # `plots.learning_curve` draws the metrics of a run, with references as dashed lines.
@@ -511,9 +514,10 @@ plt.show()
 # %%
 trained = runs.load(outcome.directory)
 myopic = methods.method("short-term-oracle")
+myopic_title = methods.marked("short-term-oracle", myopic.privileged)
 few = min(200, settings.test_users)
 recommended = {
-    myopic.title: recommended_scores(world.env, myopic.policy(world.dims), world.params, users=few),
+    myopic_title: recommended_scores(world.env, myopic.policy(world.dims), world.params, users=few),
     entry.title: recommended_scores(world.env, trained.agent.greedy, world.params, trained.acting, users=few),
 }
 figure = plots.score_densities(recommended, float(world.params.relevance_offset))

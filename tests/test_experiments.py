@@ -10,16 +10,22 @@ import sys
 from pathlib import Path
 
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import tyro
 
 from experiments import benchmark, evaluate, generate_dataset, quickstart, train
-from gemsjax import prepare
+from gemsjax import methods, plots, prepare
+from gemsjax.agents.references import make_random
 from gemsjax.clock import compile_clock
 from gemsjax.envs.catalogue import draw_catalogue
+from gemsjax.envs.registry import make
 from gemsjax.errors import DataError, SettingError
+from gemsjax.evaluate import evaluate as play
+from gemsjax.evaluate import summarise
 from gemsjax.prepare import world_of
+from gemsjax.types import Dims
 
 REFERENCES = ["random", "short-term-oracle", "epsilon-greedy-oracle"]
 
@@ -55,6 +61,11 @@ def test_quickstart_writes_the_table_and_the_seconds_of_each_stage(smoke):
         assert 0 < row["mean_return"] < 1000 and row["se_return"] > 0
     assert {"references", "logged_data", "gems_pretraining", "training"} <= written["seconds"].keys()
     assert written["table"][0]["mean_return"] < written["table"][2]["mean_return"]  # random below the logging policy
+    assert (written["variant"], written["seed"], written["stream"]) == ("corrected", 58407201, "test")
+    assert written["privileged"] == REFERENCES[1:]
+    assert written["versions"]["jax"] == jax.__version__ and written["device"]["count"] >= 1
+    run = next((home / "runs" / "quickstart" / "SAC_GeMS").iterdir())
+    assert written["config_hash"] == json.loads((run / "result.json").read_text())["config_hash"]
 
 
 def test_quickstart_shows_what_it_made(smoke):
@@ -64,8 +75,27 @@ def test_quickstart_shows_what_it_made(smoke):
     for picture in pictures:
         assert (home / picture).read_bytes().startswith(b"\x89PNG")
     assert (home / re.search(r"checkpoint: (\S+)", done.stdout).group(1)).is_dir()
-    for word in ("Random", "Short-term oracle *", "SAC+GeMS", "95 % interval", "temperature started low"):
+    marked = ("Short-term oracle ‡", "Epsilon-greedy oracle ‡", methods.PRIVILEGED)
+    for word in ("Random", *marked, "SAC+GeMS", "95 % interval", "temperature started low"):
         assert word in done.stdout
+
+
+def test_quickstart_marks_privileged_methods_in_its_pictures(smoke, monkeypatch):
+    home, _ = smoke
+    root, settings = home / "runs" / "quickstart", quickstart.preset(quickstart.Arguments(smoke=True))
+    table = dict.fromkeys([*REFERENCES, "sac-gems"], summarise(np.arange(5.0)))
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    quickstart._draw(settings, world_of(settings), next((root / "SAC_GeMS").iterdir()), root, table)
+    curve, scores = drawn
+    names = [text.get_text().partition(":")[0] for text in curve.axes[0].get_legend().get_texts()[2:]]
+    assert names == ["Random", "Short-term oracle ‡", "Epsilon-greedy oracle ‡"]
+    assert curve.axes[0].get_title() == "SAC+GeMS in focused_topdown"
+    panels = [axes.get_title().partition(" (mean")[0] for axes in scores.axes]
+    assert panels == ["Short-term oracle ‡", "SAC+GeMS"]
+    for figure in drawn:
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == [methods.PRIVILEGED]
+        plt.close(figure)
 
 
 def test_a_second_quickstart_leaves_the_first_alone(smoke):
@@ -89,7 +119,12 @@ def test_a_trained_run_is_evaluated_by_the_command(smoke, capsys):
     row, result = json.loads(out.read_text()), json.loads((run / "result.json").read_text())
     assert {"env", "method", "users", "mean_return", "se_return"} <= row.keys()
     assert row["mean_return"] == pytest.approx(result["mean_return"])
+    for fact in ("variant", "privileged", "seed", "config_hash", "stream", "versions"):
+        assert row[fact] == result[fact], fact
+    assert row["device"]["platform"] == result["device"]["platform"] and row["seconds"]["total"] > 0
     assert "sac-gems in focused_topdown" in capsys.readouterr().out
+    with pytest.raises(SettingError, match="--test-stream with --run = 'training' .* configuration says it"):
+        evaluate.main(evaluate.Arguments(run=run, test_stream="training"))
 
 
 # -- evaluate ----------------------------------------------------------------------------------------------------------
@@ -108,7 +143,21 @@ def test_references_are_evaluated(method, tmp_path, capsys):
     evaluate.main(arguments)
     row = json.loads((tmp_path / "new" / "r.json").read_text())
     assert (row["env"], row["method"], row["users"]) == ("diffuse_divpen", method, 3)
+    assert row["stream"] == "test" and row["privileged"] == (method != "random") and "variant" not in row
+    assert row["versions"]["jax"] == jax.__version__ and row["device"]["count"] >= 1 and row["seconds"]["total"] > 0
     assert ("(privileged)" in capsys.readouterr().out) == (method != "random")
+
+
+def test_a_reference_is_evaluated_on_the_users_of_a_published_run_if_asked(tmp_path):
+    rows = {}
+    for stream in (None, "test", "training"):
+        evaluate.main(evaluate.Arguments(method="random", users=20, test_stream=stream, json=tmp_path / "r.json"))
+        rows[stream] = json.loads((tmp_path / "r.json").read_text())
+    assert [row["stream"] for row in rows.values()] == ["test", "test", "training"]
+    assert rows[None]["mean_return"] == rows["test"]["mean_return"] != rows["training"]["mean_return"]
+    env, params = make("focused_topdown")
+    policy = make_random(Dims(env.num_items, env.slate_size, env.horizon))
+    assert rows["training"]["mean_return"] == play(env, policy, params, users=20, stream="training").mean
 
 
 @pytest.mark.parametrize(
@@ -118,8 +167,11 @@ def test_references_are_evaluated(method, tmp_path, capsys):
         ({"method": "random", "env": "focused_topdow"}, "did you mean 'focused_topdown'"),
         ({"method": "sac-gems"}, "has to be trained first"),
         ({"method": "random", "users": 0}, "users = 0 .* at least 1"),
+        ({"method": "random", "test_stream": "tests"}, "test_stream = 'tests' .*did you mean 'test'"),
+        ({"method": "random", "test_stream": "validation"}, "choose one of test, training"),
         ({}, "--run DIR"),
         ({"method": "random", "run": Path("x")}, "only one of them"),
+        ({"run": Path("x"), "test_stream": "test"}, "--test-stream with --run"),
         ({"run": Path("nowhere")}, "nowhere"),
         ({"method": "random", "catalogue": "nowhere.npy"}, "nowhere.npy"),
     ],

@@ -1,4 +1,5 @@
-"""The registry: every method is what it declares, in both variants; and the published training loops, slips and all."""
+"""The registry: every method is what it declares, in both variants; the published training loops, slips and all; and
+whose users validation and test meet."""
 
 from __future__ import annotations
 
@@ -8,17 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from probes import HORIZON, ITEMS, ProbeEnv, Rules
+from probes import HORIZON, ITEMS, LEFT, ProbeEnv, Rules
 
 from gemsjax import methods, prepare, runs
 from gemsjax.agents import references
-from gemsjax.agents.base import Acting, Agent
+from gemsjax.agents.base import Acting, Agent, Choice
 from gemsjax.errors import SettingError
-from gemsjax.evaluate import user_keys
+from gemsjax.evaluate import evaluate, user_keys
 from gemsjax.pretrain.gems import GeMSSpec, make_pretraining
 from gemsjax.pretrain.matrix_factorisation import MFSettings, make_factorisation
 from gemsjax.rollout import episodes
-from gemsjax.settings import TrainSettings, defaults, from_config
+from gemsjax.settings import PUBLISHED_SEEDS, TrainSettings, defaults, from_config
 from gemsjax.train import Plan, Run, make_training
 from gemsjax.types import Dims
 
@@ -100,6 +101,12 @@ def test_names_of_directories_are_plain_and_differ():
     names = [entry.directory for entry in methods.METHODS.values()]
     assert len(set(names)) == len(names) and all(set(name) <= set(name) - set(" +()/") for name in names)
     assert methods.method("sac-gems").directory == "SAC_GeMS"
+
+
+def test_privileged_methods_are_marked_by_title_or_label():
+    assert methods.marked("short-term-oracle", True) == "Short-term oracle ‡"
+    assert methods.marked("sac-khead", True, "k-head, ideal") == "k-head, ideal ‡"
+    assert methods.marked("sac-khead", False) == "SAC+k-head" and methods.PRIVILEGED.startswith("‡ ")
 
 
 def test_the_published_variant_differs_where_the_table_says():
@@ -192,3 +199,49 @@ def test_only_the_privileged_may_remember():
     assert (
         policy.remember is None and episodes(ProbeEnv(), policy, user_keys("test", 2), Rules(), Acting()).hidden == ()
     )
+
+
+# -- users of validation and test --------------------------------------------------------------------------------------
+
+
+class LuckEnv(ProbeEnv):
+    """Pays a user's luck of each turn whatever is shown: a return says which user it was."""
+
+    def play(self, uniforms, user, slate, rules):
+        seen, user, _, *rest = super().play(uniforms, user, slate, rules)
+        return seen, user, uniforms[0], *rest
+
+
+def told(keys) -> set[bytes]:
+    return {key.tobytes() for key in np.asarray(jax.random.key_data(keys))}
+
+
+def test_every_method_and_seed_meets_the_same_test_users_and_validation_has_others():
+    users, rules = 50, jax.tree.map(jnp.float32, Rules())
+    env, dims, agent = LuckEnv(), Dims(ITEMS, 1, HORIZON), spy_agent()
+    always_left = references.make_random(dims)._replace(
+        draws=0, act=lambda acting, memory, *_: (Choice(jnp.array([LEFT]), jnp.array([LEFT])), memory)
+    )
+    assert always_left.draws != agent.greedy.draws  # how much a method draws of its own changes nothing
+    training = make_training(env, agent, dataclasses.replace(ON_POLICY, validation_users=users))
+    validated, tested = [], [evaluate(env, always_left, rules, users=users).returns]
+    for seed in (0, 1):
+        run = Run(jax.random.key(seed), (), (), rules)
+        state, metrics = jax.jit(training.epoch)(run, training.init(run), jnp.arange(4))
+        validated.append(np.asarray(metrics.validation))
+        acting = Acting(state.best_agent, run.hypers, run.weights)
+        tested.append(evaluate(env, agent.greedy, rules, acting, users).returns)
+    for returns in tested[1:]:
+        np.testing.assert_allclose(returns, tested[0], rtol=1e-6)
+    np.testing.assert_array_equal(*validated)
+    assert len(set(tested[0])) == users and not set(tested[0]) & set(validated[0])
+
+
+def test_populations_have_no_user_in_common():
+    test, validation, training = (told(user_keys(stream, 5_000)) for stream in ("test", "validation", "training"))
+    assert len(test | validation | training) == 3 * 5_000
+    first = lambda key, step: jax.random.split(jax.random.fold_in(key, step), 3)[0]  # noqa: E731, as `_Loop._step`
+    for seed in PUBLISHED_SEEDS:
+        own = jax.vmap(first, (None, 0))(jax.random.key(seed), jnp.arange(5_000))
+        assert not told(own) & (test | validation), "nor do runs with users of their own meet them"
+    assert told(user_keys("test", 10)) == told(user_keys("test", 5_000)[:10]), "more users extend a population"

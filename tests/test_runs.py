@@ -87,11 +87,16 @@ def rows(directory: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in tracking.read_metrics(directory)]
 
 
+def result(directory: Path) -> dict:
+    """The test's, without how long it all took."""
+    return {k: v for k, v in json.loads((directory / "result.json").read_text()).items() if k != "seconds"}
+
+
 def assert_same_run(one: Path, other: Path) -> None:
     """The same metrics, weights, replay, optimisers and keys, and the same test."""
     assert rows(one) == rows(other)
     assert same(final_state(one), final_state(other))
-    assert (one / "result.json").read_text() == (other / "result.json").read_text()
+    assert result(one) == result(other)
 
 
 def copied(whole: runs.Outcome, root: Path) -> Path:
@@ -141,9 +146,15 @@ def test_what_a_run_leaves(whole, home):
     for name in ("config.json", "metrics.jsonl", "metrics.csv", "checkpoints/step_00000012", "result.json"):
         assert (whole.directory / name).exists(), name
     assert [row["step"] for row in rows(whole.directory)] == [4, 8, 12]
-    result = json.loads((whole.directory / "result.json").read_text())
-    assert {"env", "method", "users", "mean_return", "se_return"} <= result.keys()
-    assert result["mean_return"] == whole.test.mean and result["users"] == 6
+    tested = json.loads((whole.directory / "result.json").read_text())
+    assert {"env", "method", "users", "mean_return", "se_return"} <= tested.keys()
+    assert tested["mean_return"] == whole.test.mean and tested["users"] == 6
+    assert (tested["variant"], tested["seed"], tested["stream"]) == ("corrected", TINY.seed, "test")
+    assert not tested["privileged"] and {"python", "gemsjax", "jax", "jaxlib"} <= tested["versions"].keys()
+    assert tested["device"]["count"] == jax.local_device_count() and tested["precision"] == "default"
+    assert all(tested["seconds"][part] > 0 for part in ("compile", "train", "test"))
+    manifest = checkpoint.newest_manifest(whole.directory / "checkpoints")[1]
+    assert tested["config_hash"] == manifest["config_hash"]
     assert runs.name_of(TINY).full == "SAC_GeMS_focused_topdown_KL1.0_click0.5_seed58407201"
     assert from_config(tracking.read_config(whole.directory)) == TINY
 
