@@ -347,7 +347,8 @@ def _asked(job: Job) -> dict[str, Any]:
     settings = job.settings
     world, config = prepare.world_of(settings), dataclasses.asdict(settings)
     if job.learns:
-        config |= prepare.identity_of(settings, world)
+        # The identity leaves out what is as it was before a setting was added to GeMS's; here nothing is left out.
+        config |= prepare.identity_of(settings, world) | {"gems": config["gems"]}
     else:
         config = {name: config[name] for name in _REFERENCE_SETTINGS} | {"items": prepare.items_digest(world)}
     config.pop("catalogue", None)

@@ -105,7 +105,8 @@ def main(settings: TrainSettings, where: Where) -> None:
         settings, world, weights, where.out, resume=where.resume, overwrite=where.overwrite, track=where.track
     )
     rows = tracking.read_metrics(outcome.directory)
-    curve = plots.learning_curve(rows, name.full, users_per_step=settings.plan.users_per_step)
+    title = methods.marked(settings.method, settings.privileged, name.full)
+    curve = plots.learning_curve(rows, title, users_per_step=settings.plan.users_per_step)
     plots.save(curve, outcome.directory / "learning_curve.png")
     if outcome.test is None:
         print(f"stopped after step {rows[-1]['step'] if rows else 0}; the same command with --resume continues")

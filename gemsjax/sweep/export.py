@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -59,7 +60,7 @@ def export(directory: Path | str, number: int, root: Path | str, *, overwrite: b
                 log.append({name: value for name, value in row.items() if name != "run"})
         rows = files.results(directory, shard, target_of(made))
         if rows is not None and step == run.settings.steps:
-            _result(target, rows, number)
+            _result(target, rows, number, runs.facts_of(run.settings, identity_of(run.settings, world)))
     return target
 
 
@@ -70,12 +71,13 @@ def _target(root: Path, settings: TrainSettings, of_sweep: Sequence[TrainSetting
     return hashed if alike > 1 or hashed.exists() or runs.holds_another(plain, settings) else plain
 
 
-def _result(target: Path, rows: list[dict], number: int) -> None:
-    """`result.json` as a single run writes it, if the run was tested."""
+def _result(target: Path, rows: list[dict], number: int, facts: dict[str, Any]) -> None:
+    """`result.json` as a single run writes it, if it was tested; where it ran stands in `sweep.json`."""
     row = next(row for row in rows if row["run"] == number)
     if "test" in row:
         names = {"mean_return": "test", "se_return": "test_se", "users": "test_users"}
         same = ("env", "method", "privileged", "seed", "steps", "best_validation")
         disk.write_json(
-            target / "result.json", {name: row[old] for name, old in names.items()} | {name: row[name] for name in same}
+            target / "result.json",
+            {name: row[old] for name, old in names.items()} | {name: row[name] for name in same} | facts,
         )
