@@ -35,14 +35,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import tyro
 from rich.console import Console
@@ -51,6 +49,7 @@ from rich.markdown import Markdown
 from experiments._cli import run_cli
 from experiments._ppo_a2c_report import comparisons, draw, markdown
 from gemsjax import disk, plots
+from gemsjax.devices import surroundings
 from gemsjax.envs.dot_product import EnvConfig
 from gemsjax.errors import DataError, require, require_choice, require_count
 from gemsjax.on_policy import A2CConfig, Config, ModelConfig, PPOConfig, TrainConfig, check_config, driver, files
@@ -256,7 +255,6 @@ def perform(job: Job) -> dict[str, Any]:
     greedy, sampled = (
         driver.judged(config, run, outcome.state.params, episodes, way).sum(axis=1).mean() for way in (True, False)
     )
-    device = jax.devices()[0]
     record = job.asked() | {
         "world": job.world,
         "variant": job.variant,
@@ -267,8 +265,7 @@ def perform(job: Job) -> dict[str, Any]:
         "references": references(outcome, episodes),
         "curve": curve(config),
         "seconds": time.perf_counter() - started,
-        "device": f"{device.platform}: {device.device_kind}",
-        "versions": {"python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__},
+        **surroundings(),
     }
     disk.write_json(job.record, record)
     return record

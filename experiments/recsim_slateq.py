@@ -39,7 +39,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import time
 from functools import lru_cache
 from pathlib import Path
@@ -58,6 +57,7 @@ from gemsjax import disk, plots, plots_recsim
 from gemsjax.agents.base import Acting
 from gemsjax.agents.candidate_slateq import CandidateHypers, CandidateSpec
 from gemsjax.agents.recsim import VARIANTS, make_named, variant
+from gemsjax.devices import surroundings
 from gemsjax.envs.knowledge import make_choice_model
 from gemsjax.errors import DataError, TrainingError, require, require_choice, require_count
 from gemsjax.evaluate import numbered_users
@@ -209,8 +209,7 @@ def _train(job: Job, arguments: Arguments) -> dict[str, Any]:
         "curve": _curve(metrics) if found.learns else [],
         "seconds": time.perf_counter() - started,
         "config": _asked(job, arguments),
-        "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
-        "versions": {"python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__},
+        **surroundings(),
     }
 
 

@@ -43,7 +43,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import time
 from collections.abc import Iterator
 from functools import lru_cache
@@ -66,6 +65,7 @@ from gemsjax.agents.logged import LoggedEpisodes
 from gemsjax.agents.topk_reinforce import Learner, TopKHypers, TopKSpec, make_topk_learner
 from gemsjax.datasets.episodes import from_logs
 from gemsjax.datasets.propensities import oracle_slates, propensities
+from gemsjax.devices import surroundings
 from gemsjax.envs.registry import require_catalogue
 from gemsjax.errors import DataError, require, require_choice, require_count
 from gemsjax.evaluate import Evaluation, evaluate, recommended_scores
@@ -256,13 +256,11 @@ def perform(job: Job, logs: Logs) -> dict[str, Any]:
     }
     bored = recommended_scores(logs.env, learner.agent.greedy, logs.params, acting, min(100, users)).bored_topics
     numbers, _ = judged(learner, acting, logs.held_out)
-    device = jax.devices()[0]
     record: dict[str, Any] = job.asked() | played
     record |= {"variant": job.variant, "held_out": numbers | {"bored_topics": float(bored.mean())}}
     record |= {
         "seconds": time.perf_counter() - started,
-        "device": f"{device.platform}: {device.device_kind}",
-        "versions": {"python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__},
+        **surroundings(),
     }
     job.record.parent.mkdir(parents=True, exist_ok=True)
     disk.write_json(job.record, record)
