@@ -38,7 +38,7 @@ class Arguments:
     """Of the start, the order of the clicks and the items that were not clicked."""
     catalogue: str | None = None
     """File (.npy, .npz, .pt) or name of item embeddings instead of the environment's own, for its users to judge by."""
-    env_settings: dict[str, int | float] = dataclasses.field(default_factory=dict)
+    env_settings: dict[str, int | float | str] = dataclasses.field(default_factory=dict)
     """Constants of the environment to change, such as `influence 0.05` or `slate_size 5`."""
     mf: MFSettings = MFSettings()
     """Training."""

@@ -10,9 +10,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gemsjax import methods
 from gemsjax.envs.registry import make, require_catalogue
-from gemsjax.errors import DataError, require, require_choice, require_count
+from gemsjax.errors import DataError, is_number, is_whole, require, require_choice, require_count
 from gemsjax.evaluate import USER_STREAMS
 from gemsjax.pretrain.gems import NOISES, GeMSHypers, GeMSSpec
 from gemsjax.pretrain.matrix_factorisation import MFSettings, check_mf
@@ -116,7 +118,7 @@ class TrainSettings:
       epoch_steps: steps between validations (and checkpoints); by default those of the paper's 1,000 trajectories.
       test_users: users of the test at the end.
       catalogue: file or name of item embeddings instead of the environment's own.
-      env_settings: constants of the environment to change, such as `influence 0.05` or `slate_size 5`.
+      env_settings: constants of the environment to change, such as `influence 0.05`, `slate_size 5`, `user_norm unit`.
       test_stream: population of the test: `test`, or as published [19] `training`, users that training met too.
       embeddings: source of the item embeddings, for methods that have any: a name that the method accepts, or in place
         of `mf` a file of them.
@@ -136,7 +138,7 @@ class TrainSettings:
     epoch_steps: int = _BY_METHOD
     test_users: int = 500
     catalogue: str | None = None
-    env_settings: dict[str, int | float] = dataclasses.field(default_factory=dict)
+    env_settings: dict[str, int | float | str] = dataclasses.field(default_factory=dict)
     test_stream: str = _BY_METHOD
     embeddings: str | None = None
     plan: Plan = _BY_METHOD
@@ -158,7 +160,7 @@ class TrainSettings:
         missing = {name: value for name, value in usual.items() if getattr(self, name) is None}
         filled = dataclasses.replace(self, **missing)
         _check(filled, entry)
-        return filled
+        return _in_python(filled)
 
     @property
     def privileged(self) -> bool:
@@ -212,6 +214,18 @@ def defaults(method: str, variant: str) -> dict[str, Any]:
     return parts | plain
 
 
+def _in_python(value: Any) -> Any:
+    """The same settings with NumPy's numbers as Python's, which a run's files can hold."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: _in_python(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **fields)
+    if isinstance(value, dict):
+        return {name: _in_python(inner) for name, inner in value.items()}
+    return tuple(_in_python(inner) for inner in value) if type(value) is tuple else value
+
+
 def _check(settings: TrainSettings, entry: methods.Method) -> None:
     require_count("seed", settings.seed, 0, 2**32 - 1)
     require_count("steps", settings.steps)
@@ -235,10 +249,11 @@ def _check(settings: TrainSettings, entry: methods.Method) -> None:
         check_mf(settings.mf)
     require((settings.pl is not None) == (entry.ranker == "pl"), "pl", settings.pl, f"nothing: {entry.title} has none")
     if settings.pl is not None:
-        fits = 0.0 < settings.pl.temperature < math.inf
-        require(fits, "pl.temperature", settings.pl.temperature, "a finite number above 0")
-        fits = 0.0 <= settings.pl.penalty < math.inf
-        require(fits, "pl.penalty", settings.pl.penalty, "a finite number of at least 0")
+        temperature, penalty = settings.pl.temperature, settings.pl.penalty
+        fits = is_number(temperature) and 0.0 < temperature < math.inf
+        require(fits, "pl.temperature", temperature, "a finite number above 0")
+        fits = is_number(penalty) and 0.0 <= penalty < math.inf
+        require(fits, "pl.penalty", penalty, "a finite number of at least 0")
 
 
 def _check_policy(plan: Plan, entry: methods.Method) -> None:
@@ -258,14 +273,17 @@ def check_gems(gems: GeMSSettings) -> None:
     """Raise `SettingError` for a setting of pre-training outside its range."""
     for name in ("epochs", "latent_dim", "item_dim", "batch_size"):
         require_count(f"gems.{name}", getattr(gems, name))
-    widths = len(gems.hidden) > 0 and all(width >= 1 for width in gems.hidden)
-    require(widths, "gems.hidden", gems.hidden, "one width or more, each at least 1")
+    listed = isinstance(gems.hidden, tuple) and len(gems.hidden) > 0
+    widths = listed and all(is_whole(width) and width >= 1 for width in gems.hidden)
+    require(widths, "gems.hidden", gems.hidden, "a tuple of one width or more, each a whole number of at least 1")
     require_count("gems.users", gems.users, 10)
     for name in ("beta", "click_weight"):
-        require(0.0 <= getattr(gems, name) < 1e30, f"gems.{name}", getattr(gems, name), "a finite number of at least 0")
+        value = getattr(gems, name)
+        require(is_number(value) and 0.0 <= value < 1e30, f"gems.{name}", value, "a finite number of at least 0")
     require_choice("gems.noise", gems.noise, NOISES)
-    require(0.0 < gems.rate < 1.0, "gems.rate", gems.rate, "a number in (0, 1)")
-    require(0.0 <= gems.epsilon <= 1.0, "gems.epsilon", gems.epsilon, "a probability")
+    require(is_number(gems.rate) and 0.0 < gems.rate < 1.0, "gems.rate", gems.rate, "a number in (0, 1)")
+    share = is_number(gems.epsilon) and 0.0 <= gems.epsilon <= 1.0
+    require(share, "gems.epsilon", gems.epsilon, "a probability")
 
 
 def from_config(config: dict[str, Any]) -> TrainSettings:

@@ -3,12 +3,17 @@
 import io
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gemsjax
 from gemsjax.envs.catalogue import (
+    NORMS,
     RECIPES,
     check_catalogue,
     draw_catalogue,
@@ -52,6 +57,35 @@ def test_peaking_is_drawing_with_that_power():
     np.testing.assert_allclose(peak(named_catalogue("focused"), 2.0), named_catalogue("peaked"), atol=1e-6)
 
 
+def test_noise_and_clip_are_those_of_the_components():
+    """Against the process as it is written down, in the same stream."""
+    stream = np.random.RandomState(7)
+    weights = stream.random_sample((30, 4, 1))
+    components = np.abs(np.clip(0.9 * stream.standard_normal((30, 4, 3)), -0.6, 0.6))
+    expected = (components * weights / weights.sum(axis=1, keepdims=True)).reshape(30, 12)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(draw_catalogue(7, 30, 4, 3, noise=0.9, clip=0.6), expected, rtol=1e-6)
+    np.testing.assert_array_equal(draw_catalogue(7, noise=0.4, clip=1.0), draw_catalogue(7))
+    # All components are clipped: only the topics' weights are left.
+    flat = draw_catalogue(7, 30, 4, 3, noise=1e6).reshape(30, 4, 3)
+    np.testing.assert_allclose(flat, np.broadcast_to(flat[:, :, :1], flat.shape), rtol=1e-6)
+
+
+def test_named_catalogues_with_other_numbers():
+    changed = named_catalogue("peaked", 30, catalogue_seed=3, item_noise=0.9, item_clip=0.6)
+    np.testing.assert_array_equal(changed, draw_catalogue(3, 30, power=2.0, noise=0.9, clip=0.6))
+    for changes, message in (({"catalogue_seed": -1}, "catalogue_seed = -1"), ({"seed": 1}, "keyword = 'seed'")):
+        with pytest.raises(SettingError, match=message):
+            named_catalogue("focused", **changes)
+    with pytest.raises(SettingError, match="did you mean 'focused'"):
+        named_catalogue("focussed")
+
+
+def test_a_power_that_leaves_nothing_of_a_row_is_refused():
+    with pytest.raises(DataError, match="row 1: the norm 0 with its entries to the power of 40"):
+        peak(np.array([[0.5, 0.5], [1e-10, 1e-9]]), 40)
+
+
 def test_drawing_is_quick():
     def seconds():
         start = time.perf_counter()
@@ -70,7 +104,8 @@ def test_the_default_catalogues_differ():
 @pytest.mark.parametrize(
     ("settings", "names"),
     [({"seed": -1}, "seed"), ({"num_items": 0}, "num_items"), ({"num_topics": 2.5}, "num_topics"),
-     ({"topic_size": True}, "topic_size"), ({"power": 0.0}, "power"), ({"power": float("inf")}, "power")],
+     ({"topic_size": True}, "topic_size"), ({"power": 0.0}, "power"), ({"power": float("inf")}, "power"),
+     ({"power": "2"}, "power = '2'"), ({"noise": 0.0}, "noise = 0.0.*from 0.001"), ({"clip": "1"}, "clip = '1'")],
 )  # fmt: skip
 def test_settings_out_of_range_are_named(settings, names):
     with pytest.raises(SettingError, match=names):
@@ -244,12 +279,27 @@ def altered(row, column, value):
         (np.ones(20), SettingError, r"shape \(20,\)"),
         (np.ones((9, 20)), SettingError, r"topics \(10\)"),
         (np.full((30, 20), "a"), DataError, "real numbers"),
+        ([[0.5] * 20] * 29 + [[0.5] * 19], SettingError, "unequal length.*10 \\* 2"),
+        (altered(8, slice(None), 1e30), DataError, r"row 8: norm 4.47e\+30 \(1 such.*from 1e-15 to 1e\+15"),
+        (altered(9, slice(None), 1e-30), DataError, r"row 9: norm 4.47e-30 \(1 such.*from 1e-15 to 1e\+15"),
     ],
-    ids=["nan", "inf", "overflow", "negative", "zero", "width", "rank", "few", "text"],
+    ids=["nan", "inf", "overflow", "negative", "zero", "width", "rank", "few", "text", "ragged", "long", "short"],
 )
 def test_unusable_catalogues_are_refused(catalogue, error, found):
     with pytest.raises(error, match=found):
         check_catalogue(catalogue, 10, 2)
+
+
+@pytest.mark.parametrize("length", NORMS)
+def test_items_of_extreme_but_accepted_norms_are_scored_as_others(length):
+    items = draw_catalogue(0, num_items=30)
+    slate, key = jnp.arange(10), jax.random.key(0)
+    found = []
+    for catalogue in (items, items * np.float32(length * (1.0001 if length < 1 else 0.9999))):
+        env, params = gemsjax.make("focused_topdown", catalogue=catalogue, influence=0.0)
+        _, state = env.reset(key, params)
+        found.append((state.user_embedding, *env.step(key, state, slate, params)[-1].values()))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), *found)
 
 
 def test_usable_catalogues_come_back_as_float32():

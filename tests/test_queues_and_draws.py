@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemsjax.envs.topics import MEMORY, _append, _drop
+from gemsjax.envs.queues import append, drop
 from gemsjax.maths.randomness import normal_row
 from gemsjax.maths.slates import draw_distinct
 
-append, drop = jax.jit(_append), jax.jit(_drop)
+MEMORY = 10
+append, drop = jax.jit(append), jax.jit(drop)
 draw = {size: jax.jit(lambda key, population, size=size: draw_distinct(key, population, size)) for size in (1, 4, 10)}
 
 turns = st.lists(

@@ -1,5 +1,7 @@
 """Environments by name: defaults, overrides, registering one's own, and settings that are refused before compiling."""
 
+import copy
+import dataclasses
 import re
 
 import jax
@@ -8,10 +10,12 @@ import numpy as np
 import pytest
 
 import gemsjax
+from experiments import train
 from gemsjax.envs import registry
-from gemsjax.envs.catalogue import draw_catalogue, named_catalogue
+from gemsjax.envs.catalogue import KEYWORDS, draw_catalogue, named_catalogue
 from gemsjax.envs.registry import CONSTANTS, check_slate
 from gemsjax.errors import DataError, SettingError
+from gemsjax.settings import make_world
 
 RECSIM = ("interest_evolution", "interest_exploration")
 """Without a catalogue: see test_recsim_environments.py."""
@@ -52,6 +56,50 @@ def test_every_constant_is_a_keyword_and_an_array():
         leaf = getattr(params, name)
         assert leaf.dtype == jnp.float32 and leaf.shape == () and leaf == np.float32(value)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+
+
+def test_settings_of_the_drawn_catalogue():
+    settings = {"catalogue_seed": 5, "catalogue_power": 1.5, "item_noise": 0.8, "item_clip": 0.5}
+    _, params = gemsjax.make("focused_mix", num_items=40, **settings)
+    np.testing.assert_array_equal(params.item_embeddings, draw_catalogue(5, 40, power=1.5, noise=0.8, clip=0.5))
+    for setting, value in settings.items():  # each alone, beside the environment's own
+        _, params = gemsjax.make("peaked_mix", num_items=40, **{setting: value})
+        recipe = {"seed": 41, "power": 2.0} | {KEYWORDS[setting]: value}
+        np.testing.assert_array_equal(params.item_embeddings, draw_catalogue(num_items=40, **recipe))
+
+
+@pytest.mark.parametrize("setting", KEYWORDS)
+def test_settings_of_drawing_are_refused_with_given_items(tmp_path, setting):
+    np.save(tmp_path / "items.npy", draw_catalogue(9, num_items=40))
+    for catalogue in (tmp_path / "items.npy", draw_catalogue(9, num_items=40)):
+        with pytest.raises(SettingError, match=f"{setting} = 1 .*only with a catalogue that is drawn.*focused"):
+            gemsjax.make("focused_topdown", catalogue=catalogue, **{setting: 1})
+
+
+def test_static_settings_and_the_published_ones():
+    env, _ = gemsjax.make("focused_topdown", num_items=20, memory=3, user_norm="unit")
+    assert (env.memory, env.user_norm) == (3, "unit")
+    assert env != dataclasses.replace(env, memory=4) and env != dataclasses.replace(env, user_norm="topics")
+    usual, _ = gemsjax.make("focused_topdown", num_items=20)
+    assert (usual.memory, usual.user_norm) == (10, "topics")
+    assert dataclasses.replace(env, memory=10, user_norm="topics") == usual != env
+    assert hash(usual) == hash(copy.deepcopy(usual)) and usual == copy.deepcopy(usual)
+    # What logged data are described by is what it was before these settings existed, unless they are changed.
+    assert not {"memory", "user_norm"} & set(vars(usual)) and {"memory", "user_norm"} <= set(vars(env))
+
+
+def test_words_and_numbers_of_the_command_line_reach_the_environment():
+    flags = "--env-settings user_norm unit memory 5 user_clip 0.5 catalogue_power 1.5 num_items 40"
+    settings, _ = train.parse(flags.split())
+    env, params, _ = make_world(settings)
+    assert (env.user_norm, env.memory, params.user_noise) == ("unit", 5, np.float32(0.8))
+    np.testing.assert_array_equal(params.item_embeddings, draw_catalogue(41, 40, power=1.5))
+
+
+def test_integers_of_numpy_are_sizes():
+    env, _ = gemsjax.make("focused_topdown", num_items=np.int64(20), slate_size=np.int32(4), memory=np.uint8(5))
+    assert env == gemsjax.make("focused_topdown", num_items=20, slate_size=4, memory=5)[0]
+    assert all(type(value) in (int, str, bool) for value in vars(env).values())
 
 
 def test_other_sizes_draw_a_catalogue_of_that_size_with_the_environments_seed():
@@ -112,6 +160,27 @@ def test_the_first_slate_takes_the_strongest_items_of_each_topic(num_topics, sla
         ({"examination": "bottomup"}, "examination = 'bottomup'"),
         ({"examination": np.ones(3)}, "examination"),
         ({"examination": np.full(10, 1.5)}, "examination"),
+        ({"examination": [[1.0] * 11] * 9 + [[1.0] * 10]}, r"examination = 'a list'.*\[10\] or \[10, 11\]"),
+        ({"examination": ["a"] * 10}, "examination.*topdown or mix, or an array"),
+        ({"examination": {"a": 1}}, "examination"),
+        ({"examination_decay": "x"}, r"examination_decay = 'x'.*\(0, 1\]"),
+        ({"examination_decay": float("nan")}, "examination_decay = nan"),
+        ({"catalogue": [[1.0] * 20] * 19 + [[1.0]]}, "catalogue = 'rows of unequal length'.*10 \\* 2"),
+        ({"catalogue": 5}, r"catalogue = 'an array of shape \(\)'"),
+        ({"catalogue_power": "2"}, "catalogue_power = '2'.*from 0.001 to 50"),
+        ({"catalogue_power": 1000}, "catalogue_power = 1000"),
+        ({"catalogue_seed": 1.5}, "catalogue_seed = 1.5"),
+        ({"item_noise": 0.0}, "item_noise = 0.0"),
+        ({"item_clip": -1.0}, "item_clip = -1.0"),
+        ({"memory": 0}, "memory = 0.*from 1 to 1000"),
+        ({"memory": 2.5}, "memory = 2.5"),
+        ({"user_norm": "units"}, "user_norm = 'units'.*did you mean 'unit'"),
+        ({"user_norm": 1}, "user_norm = 1.*topics, unit"),
+        ({"user_clip": 0.0}, "user_clip = 0.0"),
+        ({"user_clip": "1"}, "user_clip = '1'"),
+        ({"influence": 10**400}, "influence = 1000.*from 0 to 1"),
+        ({"slate_size": np.float32(4.0)}, "slate_size"),
+        ({"slate_size": np.bool_(True)}, "slate_size"),
         ({"examination_decay": 0.0}, "examination_decay"),
         ({"examination_first_exponent": -1}, "examination_first_exponent"),
         ({"influence": 1.5}, "influence = 1.5.*from 0 to 1"),
@@ -139,6 +208,8 @@ def test_impossible_settings_are_refused(settings, message):
 def test_unknown_names_and_files():
     with pytest.raises(SettingError, match="did you mean 'focused_topdown'"):
         gemsjax.make("focused_topdwon")
+    with pytest.raises(SettingError, match=r"environment = \['focused_topdown'\]"):
+        gemsjax.make(["focused_topdown"])
     with pytest.raises(DataError, match="no such file"):
         gemsjax.make("focused_topdown", catalogue="missing.npy")
 
@@ -203,6 +274,7 @@ def test_good_slates_come_back_as_int32():
         (3, "shape ()"),
         ([0.0, 1.0, 2.0], "float64"),
         ([True, False, True], "bool"),
+        ([[0, 1, 2], [3]], "rows of unequal length"),
     ],
     ids=str,
 )

@@ -13,6 +13,7 @@ import gemsjax
 from gemsjax.agents.base import Acting
 from gemsjax.agents.references import make_epsilon_greedy_oracle, make_random
 from gemsjax.envs import clicks
+from gemsjax.errors import DataError
 from gemsjax.rollout import RESET, rollout, turn_key, turn_numbers
 from gemsjax.types import Dims
 
@@ -151,6 +152,54 @@ def test_reset_depends_on_its_key_only(small):
     np.testing.assert_allclose(norms.sum(), 1.0, rtol=1e-6)
 
 
+def test_users_of_unit_norm_stay_so_and_point_where_the_others_do():
+    published, params = gemsjax.make("focused_topdown", **SMALL)
+    unit, same = gemsjax.make("focused_topdown", user_norm="unit", **SMALL)
+    everything_equal(params, same)
+    user, other = (jax.jit(env.reset)(KEY, params)[1].user_embedding for env in (published, unit))
+    np.testing.assert_allclose(other, user / np.linalg.norm(user), rtol=1e-5)
+    state = jax.jit(unit.reset)(KEY, params)[1]
+    after = jax.jit(unit.transition)(state, jnp.array([3, 8, 3, 1]), jnp.array([True, False, True, True]), params)
+    expected = np.asarray(state.user_embedding, np.float64)
+    for item in (3, 3, 1):
+        expected = 0.9 * expected + 0.1 * np.asarray(params.item_embeddings[item], np.float64)
+        expected /= np.linalg.norm(expected)
+    np.testing.assert_allclose(after.user_embedding, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("memory", "bored"), [(3, False), (6, False), (8, True), (25, True)])
+def test_the_queues_hold_as_many_clicks_as_they_are_told(memory, bored):
+    env, params = gemsjax.make("steady_topdown", memory=memory, **SMALL)
+    state = env.initial_state(jnp.full(20, 0.1), jnp.zeros(4, bool), params)
+    topics, everything = [], jnp.ones(4, bool)
+    for slate in ([7, 7, 7, 2], [7, 7, 9, 7], [1, 2, 3, 4]):
+        state = jax.jit(env.transition)(state, jnp.array(slate), everything, params)
+        topics += np.asarray(params.item_topics)[slate].tolist()
+        held = topics[-memory:]
+        assert state.clicked_topics.tolist() == held + [-1] * (memory - len(held))
+        assert state.clicked_topics_length == state.click_times_length == len(held)
+    # Six clicks on one topic in two turns; the last six of these turns' clicks hold four. Five are too many.
+    assert [max(held.count(topic) for topic in held) for held in (topics[:8], topics[2:8])] == [6, 4]
+    assert bool(state.bored.any()) is bored
+
+
+def test_slates_without_a_flag_are_refused_on_the_host_and_pass_when_traced(small, user):
+    env, params = small
+    wrong, clicks = jnp.array([60, 1, 2, 3]), jnp.ones(4, bool)
+    for refused in (
+        lambda slate: env.click_probabilities(user, slate, params),
+        lambda slate: env.transition(user, slate, clicks, params),
+    ):
+        with pytest.raises(DataError, match=r"60 at position \(0,\); item numbers go from 0 to 59"):
+            refused(wrong)
+        with pytest.raises(DataError, match=r"slate_size = 4"):
+            refused([0, 1, 2])
+        nearly_equal(refused([7, -1, 30, -1]), jax.jit(refused)(jnp.array([7, -1, 30, -1])))
+        jax.jit(refused)(wrong)  # traced: nothing is known
+        jax.vmap(refused)(wrong[None])
+    assert env.step(KEY, user, wrong, params)[-1]["invalid_action"]  # a step has a flag, compiled or not
+
+
 def test_without_influence_users_keep_their_taste():
     env, params = gemsjax.make("steady_topdown", **SMALL)
     _, state = jax.jit(env.reset)(KEY, params)
@@ -158,12 +207,17 @@ def test_without_influence_users_keep_their_taste():
     np.testing.assert_allclose(after.user_embedding, state.user_embedding, atol=1e-7)
 
 
-@pytest.mark.parametrize("settings", [{}, {"user_noise": 1.5, "user_focus": 1.0}], ids=["published", "wide"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"user_noise": 1.5, "user_focus": 1.0}, {"user_noise": 0.6, "user_clip": 0.3}],
+    ids=["published", "wide", "clipped"],
+)
 def test_users_follow_the_published_process(settings):
     env, params = gemsjax.make("focused_topdown", **SMALL, **settings)
     _, states = jax.jit(jax.vmap(env.reset, in_axes=(0, None)))(jax.random.split(KEY, 5000), params)
-    random, noise, focus = np.random.default_rng(0), float(params.user_noise), float(params.user_focus)
-    expected = np.abs(np.clip(noise * random.normal(size=(5000, 10, 2)), -1, 1))
+    random, noise, focus = np.random.default_rng(0), settings.get("user_noise", 0.4), float(params.user_focus)
+    clip = settings.get("user_clip", 1.0)
+    expected = np.abs(np.clip(noise * random.normal(size=(5000, 10, 2)), -clip, clip))
     expected *= random.uniform(size=(5000, 10, 1)) ** focus  # the weights' own sum goes in the normalisation
     expected /= np.linalg.norm(expected, axis=2).sum(axis=1)[:, None, None]
     drawn = np.asarray(states.user_embedding, np.float64).reshape(5000, 10, 2)

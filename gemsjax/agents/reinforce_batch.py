@@ -4,6 +4,9 @@
 of slot k of turn t is credited with its own click and with the discounted return that follows the turn, which all slots
 share; the batch's mean credit of the same slot of the same turn is the baseline; an entropy bonus keeps the softmax
 from closing on one item before the others were tried.
+
+Source: this project's own, in no paper; REINFORCE (Williams 1992) with the batch's mean as baseline. `experiments.train
+--method reinforce-batch` runs it.
 """
 
 from __future__ import annotations
@@ -53,18 +56,37 @@ class BatchHypers:
 
 
 def validate_spec(spec: BatchSpec) -> None:
-    """Raise `SettingError` for a width below 1."""
+    """Refuse widths that are no whole numbers of at least 1.
+
+    Raises:
+      SettingError: naming the width.
+    """
     check_widths(spec)
 
 
 def validate_hypers(hypers: BatchHypers) -> None:
-    """Raise `SettingError` for a hyper-parameter outside its range (host-side numbers only)."""
+    """Refuse hyper-parameters outside their range: finite, gamma in [0, 1], rate in [0, 1), entropy at least 0.
+
+    Host-side numbers only, not traced ones.
+
+    Raises:
+      SettingError: naming the hyper-parameter.
+    """
     check_hypers(hypers, rates=("rate",))
     require(hypers.entropy >= 0.0, "entropy", hypers.entropy, "a number of at least 0")
 
 
 def make_reinforce_batch(spec: BatchSpec, dims: Dims, _means: None = None) -> Agent:
-    """The batched learner; it shows items itself and needs no ranker. Its batch must hold several users.
+    """The batched learner; it shows items itself and needs no ranker.
+
+    Args:
+      spec: static choices.
+      dims: I, K and H of the environment.
+
+    Returns:
+      An agent whose actions are the slates [K] themselves. Exploring draws each slot's item, the greedy policy shows
+      the K likeliest. An update takes episodes of B users, 2 or more (of one alone the baseline leaves nothing); its
+      metrics are `loss` [] (in clicks) and `entropy` [] (nats), means over users and turns.
 
     Raises:
       SettingError: a width below 1.
@@ -87,10 +109,17 @@ def make_reinforce_batch(spec: BatchSpec, dims: Dims, _means: None = None) -> Ag
 
 
 def advantages(batch: Episode, gamma: Array | float) -> Array:
-    """Each drawn item's credit less the batch's mean of that slot and turn: [H, B, K], time-major.
+    """Each drawn item's credit less the batch's mean of that slot and turn.
 
     The credit is the return from the turn on without the clicks that the slate's other items got in it. Where rewards
     are clicks, that is the item's own click plus gamma * G_{t+1}, the slate's later return.
+
+    Args:
+      batch: episodes [B, H] of K slots.
+      gamma: discount per turn, in [0, 1].
+
+    Returns:
+      [H, B, K] float32, time-major, in clicks; of mean 0 over B.
     """
     clicks = outcomes(batch).clicks.astype(jnp.float32)
     others = clicks.sum(axis=-1, keepdims=True) - clicks

@@ -69,6 +69,7 @@ def generate(
     number = isinstance(epsilon, int | float) and not isinstance(epsilon, bool)
     require(number and 0.0 <= epsilon <= 1.0, "epsilon", epsilon, "a number from 0 to 1")
     directory = Path(directory)
+    users, chunk_users, seed = int(users), int(chunk_users), int(seed)  # JSON knows no NumPy
     counts = {"users": users, "users_per_chunk": chunk_users, "seed": seed, "epsilon": float(epsilon)}
     config = {"policy": "epsilon_greedy_oracle", **counts, **_describe(env, params), **(config_extra or {})}
     config = json.loads(json.dumps(config))  # as it will be once it has been through a file

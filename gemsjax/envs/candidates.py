@@ -18,7 +18,18 @@ def all_available(slate: Array, available: Array) -> Array:
 
 
 def check_sizes(num_candidates: int, available: int, slate_size: int, horizon: int, resample: bool) -> None:
-    """Raise `SettingError` for a count out of range."""
+    """Refuse counts out of range.
+
+    Args:
+      num_candidates: C, places for candidates.
+      available: how many of them hold one, 0 .. C.
+      slate_size: K, 1 .. C.
+      horizon: H, turns.
+      resample: whether every turn brings new candidates.
+
+    Raises:
+      SettingError: naming the count.
+    """
     require_count("num_candidates", num_candidates)
     require_count("available", available, 0, num_candidates)
     require_count("slate_size", slate_size, 1, num_candidates)
@@ -29,7 +40,15 @@ def check_sizes(num_candidates: int, available: int, slate_size: int, horizon: i
 def make_choice(
     model: str, mass: float, least: float, attention: float, scaling: float, lowest: float, highest: float
 ) -> ChoiceParams:
-    """Numbers of a choice model for scores from `lowest` to `highest`.
+    """Numbers of a choice model, checked.
+
+    Args:
+      model: one of `choice.MODELS`.
+      mass, least, attention, scaling: see `choice.ChoiceParams`, in its order.
+      lowest, highest: of the scores, as far as they are known; infinite where they are not.
+
+    Returns:
+      [] float32 each.
 
     Raises:
       SettingError: see `maths.choice.check_choice`.

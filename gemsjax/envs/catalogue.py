@@ -6,26 +6,44 @@ holds item i's numbers for topic 0, then topic 1 and so on. Source of the drawin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from gemsjax.envs.tensor_file import read_tensor
-from gemsjax.errors import DataError, SettingError, require, require_choice, require_count
+from gemsjax.errors import DataError, SettingError, require, require_choice, require_count, require_number
 
-COMPONENT_NOISE = 0.4
-"""Standard deviation of an item's components before clipping to [-1, 1]."""
 KEY_IN_ARCHIVE = "item_embeddings"
+NORMS = (1e-15, 1e15)
+"""Least and greatest norm of an item: squares and products of others do not fit in float32."""
 
 
 class Recipe(NamedTuple):
-    """A catalogue that is drawn instead of stored: `draw_catalogue(seed, ..., power)`."""
+    """A catalogue that is drawn instead of stored: numbers of `draw_catalogue`.
+
+    Attributes:
+      seed: of the drawing.
+      power: to which entries are raised: 1 for the published catalogues, 2 for the paper's text on "focused" items.
+      noise: standard deviation of an item's components before clipping.
+      clip: bound of an item's components. Items have unit norm, so noise / clip is all that counts.
+    """
 
     seed: int
-    power: float
+    power: float = 1.0
+    noise: float = 0.4
+    clip: float = 1.0
 
 
+LIMITS = {"seed": (0, 2**32 - 1), "power": (1e-3, 50.0), "noise": (1e-3, 1e6), "clip": (1e-3, 1e6)}
+"""Lowest and highest value of a recipe's numbers."""
+KEYWORDS = MappingProxyType(
+    {"catalogue_seed": "seed", "catalogue_power": "power", "item_noise": "noise", "item_clip": "clip"}
+)
+"""Numbers of a recipe by the keywords of `gemsjax.make`."""
 RECIPES = {"focused": Recipe(41, 1.0), "diffuse": Recipe(14, 1.0), "peaked": Recipe(41, 2.0)}
 """The default catalogues, by name.
 
@@ -42,50 +60,110 @@ and the epsilon-greedy oracle (0.5). Means of 2000 users, the same ones, standar
 
 
 def draw_catalogue(
-    seed: int, num_items: int = 1000, num_topics: int = 10, topic_size: int = 2, power: float = 1.0
+    seed: int,
+    num_items: int = 1000,
+    num_topics: int = 10,
+    topic_size: int = 2,
+    power: float = 1.0,
+    noise: float = 0.4,
+    clip: float = 1.0,
 ) -> np.ndarray:
-    """Draw items: `|clip(0.4 N(0, 1), -1, 1)|` weighted by topic, raised to `power`, of unit norm.
+    """Draw items: `|clip(noise N(0, 1), -clip, clip)|` weighted by topic, raised to `power`, of unit norm.
 
     An item's topic weights are U(0, 1), divided by their sum. The stream is `RandomState`, which NumPy has frozen, so a
-    seed means the same catalogue everywhere and for ever.
+    seed means the same catalogue everywhere and for ever. Source: paper section 4.1, the published implementation.
 
     Args:
       seed: 0 .. 2**32 - 1.
       num_items, num_topics, topic_size: I, T, S.
-      power: 1 for the published catalogues, 2 for the paper's text on "focused" items.
+      power, noise, clip: see `Recipe`; the defaults are the published values.
 
     Returns:
       [I, T*S] float32, non-negative rows of unit norm.
 
     Raises:
-      SettingError: a size below 1, a seed or a power out of range.
+      SettingError: a size below 1, or a number outside its `LIMITS`.
+      DataError: see `peak`.
     """
-    require_count("seed", seed, 0, 2**32 - 1)
+    check_recipe(Recipe(seed, power, noise, clip))
     for setting, count in (("num_items", num_items), ("num_topics", num_topics), ("topic_size", topic_size)):
         require_count(setting, count)
     stream = np.random.RandomState(seed)
     weights = stream.random_sample((num_items, num_topics, 1))
     components = stream.standard_normal((num_items, num_topics, topic_size))
-    components = np.abs(np.clip(COMPONENT_NOISE * components, -1.0, 1.0))
+    components = np.abs(np.clip(noise * components, -clip, clip))
     items = components * weights / weights.sum(axis=1, keepdims=True)
     return peak(items.reshape(num_items, -1), power)
 
 
+def check_recipe(recipe: Recipe, names: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Refuse numbers of a recipe outside their `LIMITS`.
+
+    Args:
+      recipe: to check.
+      names: what messages call its numbers where that is not their own name.
+
+    Raises:
+      SettingError: naming the number.
+    """
+    for number, (low, high) in LIMITS.items():
+        setting, value = names.get(number, number), getattr(recipe, number)
+        if number == "seed":
+            require_count(setting, value, int(low), int(high))
+        else:
+            require_number(setting, value, low, high)
+
+
 def peak(embeddings: np.ndarray, power: float) -> np.ndarray:
-    """Raise every entry to `power` and divide each row by its norm: [I, D] -> [I, D] float32.
+    """Raise every entry to `power` and divide each row by its norm.
 
     Above 1, a row's large entries grow at the expense of its small ones: items become purer in their main topic.
+    Source: paper section 4.1 ("focused" items, power 2).
+
+    Args:
+      embeddings: [I, D], non-negative.
+      power: see `LIMITS`.
+
+    Returns:
+      [I, D] float32, rows of unit norm.
+
+    Raises:
+      SettingError: a power out of range.
+      DataError: a row whose norm is then 0 or not finite; the message says which.
     """
-    require(bool(np.isfinite(power)) and power > 0.0, "power", power, "a finite number above 0")
-    raised = np.asarray(embeddings, np.float64) ** power
-    return (raised / np.linalg.norm(raised, axis=1, keepdims=True)).astype(np.float32)
+    require_number("power", power, *LIMITS["power"])
+    with np.errstate(over="ignore", under="ignore"):
+        raised = np.asarray(embeddings, np.float64) ** power
+        norms = np.linalg.norm(raised, axis=1, keepdims=True)
+    wrong = np.flatnonzero(~((norms > 0.0) & np.isfinite(norms)))
+    if wrong.size:
+        found = f"the norm {norms[wrong[0], 0]:g} with its entries to the power of {power}"
+        raise DataError(f"catalogue, row {wrong[0]}: {found}; it must be finite and above 0")
+    return (raised / norms).astype(np.float32)
 
 
-def named_catalogue(name: str, num_items: int = 1000, num_topics: int = 10, topic_size: int = 2) -> np.ndarray:
-    """One of the default catalogues (`RECIPES`), at any size: [I, T*S] float32."""
+def named_catalogue(
+    name: str, num_items: int = 1000, num_topics: int = 10, topic_size: int = 2, **changes: Any
+) -> np.ndarray:
+    """One of the default catalogues, at any size.
+
+    Args:
+      name: one of `RECIPES`.
+      num_items, num_topics, topic_size: I, T, S.
+      **changes: of its recipe, by the names in `KEYWORDS`: `catalogue_power=1.5`.
+
+    Returns:
+      [I, T*S] float32, non-negative rows of unit norm.
+
+    Raises:
+      SettingError: an unknown name or change, a size below 1, a number out of range.
+    """
     require_choice("catalogue", name, RECIPES)
-    seed, power = RECIPES[name]
-    return draw_catalogue(seed, num_items, num_topics, topic_size, power)
+    for setting in changes:
+        require_choice("keyword", setting, KEYWORDS)
+    recipe = RECIPES[name]._replace(**{KEYWORDS[setting]: value for setting, value in changes.items()})
+    check_recipe(recipe, {number: setting for setting, number in KEYWORDS.items()})
+    return draw_catalogue(recipe.seed, num_items, num_topics, topic_size, *recipe[1:])
 
 
 def load_catalogue(path: str | Path) -> np.ndarray:
@@ -95,7 +173,8 @@ def load_catalogue(path: str | Path) -> np.ndarray:
       path: `.npz` holds one array, or one named `item_embeddings`; `.pt` holds one plain dense tensor.
 
     Returns:
-      The array as it stands in the file, as float32; `check_catalogue` says whether it is a catalogue.
+      The array as it stands in the file, of its shape, as float32 (infinite where that is too small);
+      `check_catalogue` says whether it is a catalogue.
 
     Raises:
       DataError: no such file, another kind of file, or contents that are not one array of numbers.
@@ -111,22 +190,34 @@ def load_catalogue(path: str | Path) -> np.ndarray:
     array = readers[path.suffix](path)
     if array.dtype.kind not in "fiu":
         raise DataError(f"{path}: holds {array.dtype} values; a catalogue holds real numbers")
-    return array.astype(np.float32)
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
 
 
-def check_catalogue(catalogue: np.ndarray, num_topics: int, topic_size: int) -> np.ndarray:
-    """Return `catalogue` as [I, T*S] float32 if the simulator can use it.
+def check_catalogue(catalogue: ArrayLike, num_topics: int, topic_size: int) -> np.ndarray:
+    """Return a catalogue in the form that the simulator uses, if it can use it.
+
+    Args:
+      catalogue: [I, T*S] real numbers; see the module's docstring for their order.
+      num_topics, topic_size: T, S.
+
+    Returns:
+      [I, T*S] float32.
 
     Raises:
-      SettingError: the shape does not fit `num_topics` and `topic_size`, or there are fewer items than topics.
-      DataError: an entry is not finite or negative, or a row is all zero; the message says which.
+      SettingError: the shape does not fit `num_topics` and `topic_size` (ragged lists have none), or there are fewer
+        items than topics.
+      DataError: an entry is not a number, not finite or negative, a row is all zero, or its norm is outside `NORMS`;
+        the message says which.
     """
     width = num_topics * topic_size
-    array = np.asarray(catalogue)
+    accepted = f"shape (items, num_topics * topic_size) = (items, {num_topics} * {topic_size}) = (items, {width})"
+    try:
+        array = np.asarray(catalogue)
+    except (TypeError, ValueError) as error:
+        raise SettingError("catalogue", "rows of unequal length", accepted) from error
     found = f"an array of shape {array.shape}"
-    if array.ndim != 2 or array.shape[1] != width:
-        accepted = f"shape (items, num_topics * topic_size) = (items, {num_topics} * {topic_size}) = (items, {width})"
-        raise SettingError("catalogue", found, accepted)
+    require(array.ndim == 2 and array.shape[1] == width, "catalogue", found, accepted)
     require(array.shape[0] >= num_topics, "catalogue", found, f"at least as many items as topics ({num_topics})")
     if array.dtype.kind not in "fiu":
         raise DataError(f"catalogue: holds {array.dtype} values; it must hold real numbers")
@@ -138,6 +229,12 @@ def check_catalogue(catalogue: np.ndarray, num_topics: int, topic_size: int) -> 
     empty = np.flatnonzero(~array.any(axis=1))
     if empty.size:
         raise DataError(f"catalogue, row {empty[0]}: all zero ({empty.size} such rows); an item needs some topic")
+    norms = np.linalg.norm(array.astype(np.float64), axis=1)
+    wrong = np.flatnonzero((norms < NORMS[0]) | (norms > NORMS[1]))
+    if wrong.size:
+        found = f"norm {norms[wrong[0]]:.3g} ({wrong.size} such rows)"
+        fits = f"norms go from {NORMS[0]:g} to {NORMS[1]:g}, so that their squares fit in float32"
+        raise DataError(f"catalogue, row {wrong[0]}: {found}; {fits}")
     return array
 
 

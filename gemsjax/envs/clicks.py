@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemsjax.errors import SettingError, require, require_choice
+from gemsjax.errors import SettingError, is_number, require, require_array, require_choice, require_count
 from gemsjax.types import Array
 
 EXAMINATIONS = ("topdown", "mix")
@@ -23,15 +23,20 @@ def examination_table(
     The last column is "no click in this slate yet". Equal columns (all built-in tables) make clicks independent.
 
     Args:
-      examination: `topdown` (`decay**rank`), `mix` (mean of top-down and bottom-up), or an array [K] or [K, K+1].
+      examination: `topdown` (`decay**rank`), `mix` (mean of top-down and bottom-up), or probabilities [K] or [K, K+1].
       slate_size: K.
       decay: base of the built-in tables, in (0, 1].
       first_exponent: 0 as in the published implementation, 1 as in the paper's text.
 
+    Returns:
+      [K, K+1] float32.
+
     Raises:
-      SettingError: unknown name, wrong shape, or probabilities outside [0, 1].
+      SettingError: an unknown name, no array of numbers, a wrong shape, probabilities outside [0, 1]; a decay or an
+        exponent out of range.
     """
-    require(0.0 < decay <= 1.0, "examination_decay", decay, "a number in (0, 1]")
+    require(is_number(decay) and 0.0 < decay <= 1.0, "examination_decay", decay, "a number in (0, 1]")
+    require_count("examination_first_exponent", first_exponent, 0)
     if isinstance(examination, str):
         require_choice("examination", examination, EXAMINATIONS)
         ranks = np.arange(slate_size)
@@ -39,7 +44,8 @@ def examination_table(
         if examination == "mix":
             table = 0.5 * table + 0.5 * table[::-1]
     else:
-        table = np.asarray(examination, np.float64)
+        accepted = f"{' or '.join(EXAMINATIONS)}, or an array [{slate_size}] or [{slate_size}, {slate_size + 1}]"
+        table = require_array("examination", examination, accepted).astype(np.float64)
     if table.ndim == 1:
         table = np.repeat(table[:, None], slate_size + 1, axis=1)
     if table.shape != (slate_size, slate_size + 1):
@@ -50,12 +56,12 @@ def examination_table(
 
 
 def clicks_are_independent(table: np.ndarray) -> bool:
-    """Whether a click's probability ignores the clicks above it, i.e. all columns of the table are equal."""
+    """Whether a click's probability ignores the clicks above it, i.e. all columns of the table [K, K+1] are equal."""
     return bool(np.all(table == table[:, :1]))
 
 
 def click_probabilities(attractiveness: Array, table: Array, independent: bool) -> Array:
-    """Marginal click probability of every rank.
+    """Marginal click probability of every rank. Source: paper section 4.1; the recursion is the user browsing model's.
 
     Args:
       attractiveness: [K] probability of a click once examined.
@@ -79,7 +85,17 @@ def click_probabilities(attractiveness: Array, table: Array, independent: bool) 
 
 
 def sample_clicks(uniforms: Array, attractiveness: Array, table: Array, independent: bool) -> Array:
-    """Clicks from K uniform numbers, one a rank: [K] bool."""
+    """Clicks of one user on one slate.
+
+    Args:
+      uniforms: [K] in [0, 1), one a rank.
+      attractiveness: [K] probability of a click once examined.
+      table: [K, K+1] from `examination_table`.
+      independent: static; skips the recursion over the latest click.
+
+    Returns:
+      [K] bool.
+    """
     if independent:
         return uniforms < click_probabilities(attractiveness, table, True)
     K = attractiveness.shape[0]

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from gemsjax.errors import DataError, require, require_choice, require_count
+from gemsjax.errors import DataError, is_number, require, require_choice, require_count
 from gemsjax.maths.randomness import normal, whole_number
 from gemsjax.types import Array, Key
 
@@ -100,8 +100,10 @@ def check_env(config: EnvConfig) -> None:
     require(config.item_feature_dim == width, "item_feature_dim", config.item_feature_dim, same)
     together = f"user_feature_dim + item_feature_dim = {both}: an observation is a user and an item"
     require(config.state_dim == both, "state_dim", config.state_dim, together)
-    require(0.0 < config.reward_decay <= 1.0, "reward_decay", config.reward_decay, "a number in (0, 1]")
-    require(0.0 <= config.drift < 1e6, "drift", config.drift, "a finite number of at least 0")
+    decay = is_number(config.reward_decay) and 0.0 < config.reward_decay <= 1.0
+    require(decay, "reward_decay", config.reward_decay, "a number in (0, 1]")
+    drift = is_number(config.drift) and 0.0 <= config.drift < 1e6
+    require(drift, "drift", config.drift, "a finite number of at least 0")
     require_choice("horizon_end", config.horizon_end, HORIZONS)
 
 
@@ -115,6 +117,9 @@ def make_params(
       key: of the tables.
       items: [num_items, D] instead of drawn ones; taken as they are, not scaled to length one.
       users: [num_users, D] instead of drawn ones, where `fixed_users`.
+
+    Returns:
+      The tables and numbers, float32; drawn rows have length one.
 
     Raises:
       SettingError: see `check_env`; users for a configuration without fixed ones.
@@ -161,7 +166,15 @@ class DotProductEnv:
         return self.config.state_dim
 
     def reset(self, key: Key, params: DotProductParams) -> tuple[Array, DotProductState]:
-        """A user: the observation [O] = [user, zeros], and the state."""
+        """Draw a user, N(0, I) of length one, or one of the fixed ones by its id.
+
+        Args:
+          key: for the user.
+          params: of this environment.
+
+        Returns:
+          `(obs, state)`: [O] = the user and zeros, and the user before its first turn.
+        """
         return self.begin(jax.random.uniform(key, (self.draws,)), params)
 
     def step(
@@ -192,7 +205,7 @@ class DotProductEnv:
         return 1 + self.config.user_feature_dim
 
     def begin(self, uniforms: Array, params: DotProductParams) -> tuple[Array, DotProductState]:
-        """`reset` from given uniform numbers [draws]."""
+        """`reset` from given uniform numbers [draws] in [0, 1)."""
         user_id = whole_number(uniforms[0], self.config.num_users)
         user = params.users[user_id] if self.config.fixed_users else _unit(normal(uniforms[1:]))
         return jnp.concatenate([user, jnp.zeros_like(user)]), DotProductState(user, user_id, jnp.int32(0))

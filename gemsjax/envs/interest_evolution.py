@@ -117,7 +117,15 @@ class EvolutionEnv:
         return 2 + 2 * self.num_items
 
     def reset(self, key: Key, params: EvolutionParams) -> tuple[CandidateObservation, EvolutionState]:
-        """Draw a user and its first candidates; nothing has been shown yet."""
+        """Draw a user, with interests U(-1, 1), and its first candidates; nothing has been shown yet.
+
+        Args:
+          key: for the user and the candidates.
+          params: of this environment.
+
+        Returns:
+          `(obs, state)`: interests and candidates, with a slate [K] of -1 and no clicks, and the user before turn 1.
+        """
         uniforms = jax.random.uniform(key, (self.num_topics + 2 * self.num_items,))
         interests = 2.0 * uniforms[: self.num_topics] - 1.0
         topics, qualities = self._candidates(uniforms[self.num_topics :], params)
@@ -148,7 +156,7 @@ class EvolutionEnv:
     def play(
         self, uniforms: Array, state: EvolutionState, slate: Array, params: EvolutionParams
     ) -> tuple[CandidateObservation, EvolutionState, Array, Array, Array, Info]:
-        """`step` from given uniform numbers [draws]."""
+        """`step` from given uniform numbers [draws] in [0, 1)."""
         chances = self.click_probabilities(state, slate, params)
         clicks = choice.pick(uniforms[0], chances)
         after = self.transition(state, slate, clicks, uniforms[1], params)
@@ -177,14 +185,28 @@ class EvolutionEnv:
         return choice.weigh(self.choice_model, scores, params.choice, self._available(params))
 
     def click_probabilities(self, state: EvolutionState, slate: Array, params: EvolutionParams) -> Array:
-        """Chance of the click at each place if `slate` [K] is shown next: [K]; all 0 for whoever has left."""
+        """Chance of the click at each place if `slate` [K] is shown next: [K] float32.
+
+        It is 0 where the slate holds no candidate, and everywhere for whoever has left.
+        """
         found = choice.chances(self.choice_model, self.candidates(state, params), slate, params.choice)
         return jnp.where(state.budget > 0.0, found, 0.0)
 
     def transition(
         self, state: EvolutionState, slate: Array, clicks: Array, uniform: Array, params: EvolutionParams
     ) -> EvolutionState:
-        """The user after `slate` [K] got `clicks` [K] (at most one): interests, budget, time. The candidates stay."""
+        """The user after a slate got given clicks: interests, budget, time. The candidates stay.
+
+        Args:
+          state: the user before the turn.
+          slate: [K] places of candidates.
+          clicks: [K] bool, at most one True, and none where the slate holds no candidate.
+          uniform: [] in [0, 1), for the direction of the drift.
+          params: of this environment.
+
+        Returns:
+          The user after the turn.
+        """
         clicked = clicks.any()
         place = jnp.clip(slate[jnp.argmax(clicks)], 0, self.num_items - 1)
         topic, quality = state.topics[place], state.qualities[place]
@@ -244,7 +266,16 @@ def interest_step(interests: Array, doc: Array, drift: Array | float) -> tuple[A
 
 
 def remaining_budget(budget: Array, watched: Array, score: Array, quality: Array, params: EvolutionParams) -> Array:
-    """What a click leaves of the budget: the time watched is gone, a part of it is given back for its utility."""
+    """What a click leaves of the budget: the time watched is gone, a part of it is given back for its utility.
+
+    Args:
+      budget, watched: [] time that was left, and that the click takes.
+      score, quality: [] of the user for the video, and of the video.
+      params: of the environment.
+
+    Returns:
+      [] time.
+    """
     received = params.user_q_factor * score + params.doc_q_factor * quality
     return budget - watched + params.bonus * watched * received
 
@@ -289,6 +320,9 @@ def interest_evolution(
       choice_model, no_click_mass, min_normalizer, attention, score_scaling: see `maths.choice`; the scaling is by
         default what makes the largest chance of a click 1.
       **numbers: of `NUMBERS`.
+
+    Returns:
+      The static half and the parameters.
 
     Raises:
       SettingError: an unknown keyword or a value out of range.

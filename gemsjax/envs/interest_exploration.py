@@ -18,7 +18,7 @@ import numpy as np
 from flax import struct
 
 from gemsjax.envs.candidates import all_available, check_sizes, make_choice
-from gemsjax.errors import require, require_number
+from gemsjax.errors import require, require_array, require_number
 from gemsjax.maths import choice
 from gemsjax.maths.choice import ChoiceParams
 from gemsjax.maths.randomness import normal
@@ -104,7 +104,15 @@ class ExplorationEnv:
         return 1 + 2 * self.num_items
 
     def reset(self, key: Key, params: ExplorationParams) -> tuple[CandidateObservation, ExplorationState]:
-        """Draw a user and its first candidates; nothing has been shown yet."""
+        """Draw a user and its first candidates; nothing has been shown yet.
+
+        Args:
+          key: for the user's type and affinities, and for the candidates.
+          params: of this environment.
+
+        Returns:
+          `(obs, state)`: the candidates, with a slate [K] of -1 and no clicks, and the user before turn 1.
+        """
         uniforms = jax.random.uniform(key, (1 + self.num_topics + 2 * self.num_items,))
         kind = _drawn(uniforms[0], params.type_shares)
         luck, rest = jnp.split(uniforms[1:], [self.num_topics])
@@ -123,7 +131,7 @@ class ExplorationEnv:
     def play(
         self, uniforms: Array, state: ExplorationState, slate: Array, params: ExplorationParams
     ) -> tuple[CandidateObservation, ExplorationState, Array, Array, Array, Info]:
-        """`step` from given uniform numbers [draws]."""
+        """`step` from given uniform numbers [draws] in [0, 1)."""
         chances = self.click_probabilities(state, slate, params)
         clicks = choice.pick(uniforms[0], chances)
         topics, qualities = self._candidates(uniforms[1:], params)
@@ -150,7 +158,7 @@ class ExplorationEnv:
         return choice.weigh(self.choice_model, logits, params.choice, self._available(params))
 
     def click_probabilities(self, state: ExplorationState, slate: Array, params: ExplorationParams) -> Array:
-        """Chance of the click at each place if `slate` [K] is shown next: [K]."""
+        """Chance of the click at each place if `slate` [K] is shown next: [K]; 0 where it holds no candidate."""
         return choice.chances(self.choice_model, self.candidates(state, params), slate, params.choice)
 
     def _available(self, params: ExplorationParams) -> Array:
@@ -209,6 +217,9 @@ def interest_exploration(
         highest value, so a cascade's chances of a click are cut off at 1.
       type_shares, affinities, affinity_deviation, topic_shares, qualities, quality_deviation: see `ExplorationParams`.
 
+    Returns:
+      The static half and the parameters.
+
     Raises:
       SettingError: a value out of range, or shapes that do not belong together.
     """
@@ -245,7 +256,8 @@ def _numbers(setting: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _shares(setting: str, value: Any) -> np.ndarray:
-    array = np.asarray(value, np.float32)
+    accepted = "shares of at least 0 with sum 1"
+    array = require_array(setting, value, accepted).astype(np.float32)
     fits = array.ndim == 1 and array.size > 0 and bool((array >= 0).all()) and abs(float(array.sum()) - 1.0) < 1e-4
-    require(fits, setting, value, "shares of at least 0 with sum 1")
+    require(fits, setting, value, accepted)
     return array

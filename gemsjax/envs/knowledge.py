@@ -57,11 +57,20 @@ class TopicClicks:
     independent_clicks: bool
 
     def remember(self, state: TopicState) -> TopicMemory:
-        """The user's embedding and boredom."""
+        """The embedding and the boredom of a user between turns."""
         return TopicMemory(state.user_embedding, state.bored)
 
     def candidates(self, params: TopicParams, memory: TopicMemory, boredom: str) -> Candidates:
-        """Relevance of every item, as published `get_relevances`."""
+        """Relevance of every item to a user.
+
+        Args:
+          params: of the environment.
+          memory: of the user.
+          boredom: static, one of `agents.click_model.BOREDOMS`.
+
+        Returns:
+          Appeal [I] in [0, 1], against `NO_CLICK`. Source: `get_relevances` of the published implementation.
+        """
         interest = jnp.where(self._left_out(memory.bored, boredom), 0.0, memory.user_embedding)
         # Full float32 on every device: the slope magnifies rounding.
         scores = jnp.matmul(params.item_embeddings, interest, precision=jax.lax.Precision.HIGHEST) / params.max_score
@@ -69,18 +78,43 @@ class TopicClicks:
         return Candidates(relevance, jnp.float32(NO_CLICK))
 
     def penalty(self, params: TopicParams, items: Array) -> Array:
-        """The diversity penalty where one topic fills `diversity_threshold` of the items or more, else 1."""
+        """What the appeal of items that are shown together is divided by.
+
+        Args:
+          params: of the environment.
+          items: [n] int32 item numbers; negative ones stand for no item.
+
+        Returns:
+          [] float32: `diversity_penalty` where one topic fills `diversity_threshold` of the places or more, else 1.
+        """
         topics = jnp.where(items >= 0, params.item_topics[items], -1)
         most = (topics[:, None] == jnp.arange(self.num_topics)).sum(axis=0).max()
         return jnp.where(most >= params.diversity_threshold, params.diversity_penalty, 1.0)
 
     def click_probabilities(self, params: TopicParams, appeal: Array, no_click: Array) -> Array:
-        """Appeal times examination, or the recursion over the latest click where ranks depend on it."""
+        """Chance of a click on each rank of a slate: the simulator's own (`envs.clicks.click_probabilities`).
+
+        Args:
+          params: of the environment.
+          appeal: [K] of the slate's items, the penalty included.
+          no_click: [] not needed: clicks do not compete.
+
+        Returns:
+          [K] float32: appeal times examination, or the recursion over the latest click where ranks depend on it.
+        """
         return clicks.click_probabilities(appeal, params.examination, self.independent_clicks)
 
     def choice_probabilities(self, params: TopicParams, appeal: Array, no_click: Array, clicked: str) -> Array:
-        """The same clicks, one of which is the choice; as if they were independent, which they are but for tables
-        whose columns differ."""
+        """Chance that each rank is the choice: one of the same clicks, as if they were independent (which they are but
+        for tables whose columns differ).
+
+        Args:
+          params, appeal, no_click: as in `click_probabilities`.
+          clicked: static; `each` of a turn's clicks is the choice with equal chance, or the `first` one is.
+
+        Returns:
+          [K] float32 of sum 1 or less.
+        """
         chances = self.click_probabilities(params, appeal, no_click)
         return {"each": any_click_chosen, "first": first_click_chosen}[clicked](chances)
 
@@ -113,12 +147,12 @@ class EvolutionChoice:
         return ()
 
     def candidates(self, params: EvolutionParams, seen: CandidateObservation, memory: tuple[()]) -> Candidates:
-        """Appeal of the candidates that were observed to the user that was observed."""
+        """Appeal [C] of the candidates that were observed to the user that was observed."""
         scores = jnp.matmul(seen.docs, seen.user, precision=jax.lax.Precision.HIGHEST)
         return choice.weigh(self.env.choice_model, scores, params.choice, seen.available)
 
     def chances(self, params: EvolutionParams, candidates: Candidates, slate: Array) -> Array:
-        """As the simulator's users choose."""
+        """Chance that each place of a slate [K] is chosen, as the simulator's users choose: [K]."""
         return choice.chances(self.env.choice_model, candidates, slate, params.choice)
 
 
@@ -139,25 +173,25 @@ class ExplorationChoice:
         return state.affinity if self.privileged else ()
 
     def candidates(self, params: ExplorationParams, seen: CandidateObservation, memory: Any) -> Candidates:
-        """Appeal of the candidates that were observed."""
+        """Appeal [C] of the candidates that were observed."""
         of_types = jnp.exp(params.affinities + 0.5 * jnp.square(params.affinity_deviation))
         affinity = memory if self.privileged else params.type_shares @ of_types
         logits = (seen.docs[:, :-1] * affinity).sum(axis=1) + seen.docs[:, -1]
         return choice.weigh(self.env.choice_model, logits, params.choice, seen.available)
 
     def chances(self, params: ExplorationParams, candidates: Candidates, slate: Array) -> Array:
-        """As the simulator's users choose."""
+        """Chance that each place of a slate [K] is chosen, as the simulator's users choose: [K]."""
         return choice.chances(self.env.choice_model, candidates, slate, params.choice)
 
 
 def first_click_chosen(chances: Array) -> Array:
-    """Chance that a rank has the topmost of several independent clicks: [K] -> [K]."""
+    """Chance that a rank has the topmost of several independent clicks: their chances [K] -> [K]."""
     none_above = jnp.cumprod(1.0 - chances)
     return chances * jnp.concatenate([jnp.ones(1, chances.dtype), none_above[:-1]])
 
 
 def any_click_chosen(chances: Array) -> Array:
-    """Chance that a rank has the one that is picked out of several independent clicks at random: [K] -> [K].
+    """Chance that a rank has the one picked at random out of several independent clicks: their chances [K] -> [K].
 
     It is p_j E[1 / (1 + the other clicks)] = p_j times the integral over t in [0, 1] of the product over i != j of
     (1 - p_i + p_i t): a polynomial, so Gauss's rule with K/2 nodes is exact.

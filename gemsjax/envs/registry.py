@@ -7,21 +7,25 @@ keywords to `make`; to give the change a name, `register("calm", "focused_topdow
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
-from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from gemsjax.envs.catalogue import RECIPES, check_catalogue, load_catalogue, named_catalogue
+from gemsjax.envs.catalogue import KEYWORDS, RECIPES, check_catalogue, load_catalogue, named_catalogue
 from gemsjax.envs.clicks import clicks_are_independent, examination_table
 from gemsjax.envs.interest_evolution import NUMBERS, EvolutionEnv, interest_evolution
 from gemsjax.envs.interest_exploration import ExplorationEnv, interest_exploration
-from gemsjax.envs.topics import TopicEnv, TopicParams
-from gemsjax.errors import DataError, SettingError, require, require_choice, require_count
+from gemsjax.envs.slates import check_slate
+from gemsjax.envs.topics import USER_NORMS, TopicEnv, TopicParams
+from gemsjax.errors import SettingError, is_number, require, require_choice, require_count, require_number
+
+__all__ = [
+    "CONSTANTS", "Build", "Constant", "check_slate", "environments", "make", "register", "require_catalogue",
+    "topic_environment",
+]  # fmt: skip
 
 Build = Callable[..., tuple[Any, Any]]
 """`(name, **settings) -> (env, params)`, with the contract of `TopicEnv`."""
@@ -64,7 +68,10 @@ def topic_environment(
     examination: str | np.ndarray = "topdown",
     examination_decay: float = 0.85,
     examination_first_exponent: int = 0,
-    **constants: float,
+    memory: int = 10,
+    user_norm: str = "topics",
+    user_clip: float = 1.0,
+    **numbers: float,
 ) -> tuple[TopicEnv, TopicParams]:
     """The topic simulator with any settings; `make` is this with the settings of a named environment.
 
@@ -78,7 +85,14 @@ def topic_environment(
       horizon: H, turns of an episode.
       examination, examination_decay, examination_first_exponent: see `clicks.examination_table`; the last is 1 in the
         paper's text, 0 in the published implementation.
-      **constants: of `CONSTANTS`.
+      memory: M, how many of the latest clicks the history queues hold, at most 1000.
+      user_norm: `topics` or `unit` (`topics.USER_NORMS`): what reset and drift divide a user by.
+      user_clip: bound of a user's components, as `user_noise` of their standard deviation; only the ratio counts.
+      **numbers: of `CONSTANTS`; and `catalogue_seed`, `catalogue_power`, `item_noise`, `item_clip` in place of those in
+        the recipe of a named catalogue (`catalogue.Recipe`), refused with a given one, which is not drawn.
+
+    Returns:
+      The static half and the parameters.
 
     Raises:
       SettingError: an unknown keyword or a value out of range.
@@ -86,36 +100,60 @@ def topic_environment(
     """
     for setting, count in (("num_topics", num_topics), ("topic_size", topic_size), ("horizon", horizon)):
         require_count(setting, count)
-    items = _items(catalogue, num_items, num_topics, topic_size)
+    for setting in numbers:
+        require_choice("keyword", setting, {**CONSTANTS, **KEYWORDS})
+    recipe = {setting: numbers.pop(setting) for setting in KEYWORDS if setting in numbers}
+    items = _items(catalogue, num_items, num_topics, topic_size, recipe)
     require_count("slate_size", slate_size, 1, len(items))
-    require_count("examination_first_exponent", examination_first_exponent, 0)
+    require_count("memory", memory, 1, 1000)
+    require_choice("user_norm", user_norm, USER_NORMS)
     table = examination_table(examination, slate_size, examination_decay, examination_first_exponent)
-    for setting in constants:
-        require_choice("keyword", setting, CONSTANTS)
-    topic_norms = np.linalg.norm(items.reshape(len(items), num_topics, topic_size), axis=2)
-    params = TopicParams(
+    params = _params(items, num_topics, slate_size, table, horizon, {**numbers, "user_clip": user_clip})
+    sizes = [int(size) for size in (len(items), slate_size, num_topics, topic_size, horizon)]
+    static = {"independent_clicks": clicks_are_independent(table), "memory": int(memory), "user_norm": user_norm}
+    return TopicEnv(name, *sizes, **static), params  # type: ignore[arg-type]
+
+
+def _params(
+    items: np.ndarray, num_topics: int, slate_size: int, table: np.ndarray, horizon: int, given: dict[str, Any]
+) -> TopicParams:
+    """Parameters for items [I, D], an examination table and constants of which `given` are not the published ones."""
+    numbers = {setting: _constant(setting, given.get(setting, CONSTANTS[setting].default)) for setting in CONSTANTS}
+    require_number("user_clip", given["user_clip"], 1e-3, 1e6)
+    numbers["user_noise"] /= float(given["user_clip"])
+    topic_norms = np.linalg.norm(items.reshape(len(items), num_topics, -1), axis=2)
+    return TopicParams(
         item_embeddings=jnp.asarray(items),
         item_topics=jnp.asarray(topic_norms.argmax(axis=1), jnp.int32),
         max_score=jnp.asarray(np.linalg.norm(items, axis=1).max()),
         first_slate=jnp.asarray(_first_slate(topic_norms, slate_size)),
         examination=jnp.asarray(table),
         horizon=jnp.int32(horizon),
-        **{setting: _constant(setting, constants.get(setting, CONSTANTS[setting].default)) for setting in CONSTANTS},
+        **{setting: jnp.float32(number) for setting, number in numbers.items()},
     )
-    sizes = (len(items), slate_size, num_topics, topic_size, horizon)
-    return TopicEnv(name, *sizes, independent_clicks=clicks_are_independent(table)), params
 
 
-def _items(catalogue: str | Path | np.ndarray, num_items: int | None, num_topics: int, topic_size: int) -> np.ndarray:
+def _items(
+    catalogue: str | Path | np.ndarray,
+    num_items: int | None,
+    num_topics: int,
+    topic_size: int,
+    changes: dict[str, float],
+) -> np.ndarray:
+    """The items [I, D]: drawn, by a recipe with `changes`, or given."""
     if isinstance(catalogue, str) and catalogue in RECIPES:
         count = 1000 if num_items is None else num_items
         require_count("num_items", count)
-        return check_catalogue(named_catalogue(catalogue, count, num_topics, topic_size), num_topics, topic_size)
+        drawn = named_catalogue(catalogue, count, num_topics, topic_size, **changes)
+        return check_catalogue(drawn, num_topics, topic_size)
     if isinstance(catalogue, str) and not Path(catalogue).suffix:
         raise SettingError(
             "catalogue", catalogue, f"one of {', '.join(RECIPES)}, a .npy, .npz or .pt file, or an array"
         )
-    given = load_catalogue(catalogue) if isinstance(catalogue, str | Path) else np.asarray(catalogue)
+    for setting, value in changes.items():
+        accepted = f"only with a catalogue that is drawn ({', '.join(RECIPES)}), not with given items"
+        raise SettingError(setting, value, accepted)
+    given = load_catalogue(catalogue) if isinstance(catalogue, str | Path) else catalogue
     items = check_catalogue(given, num_topics, topic_size)
     require(num_items in (None, len(items)), "num_items", num_items, f"{len(items)}, what the given catalogue has")
     return items
@@ -129,12 +167,12 @@ def _first_slate(topic_norms: np.ndarray, slate_size: int) -> np.ndarray:
     return np.concatenate([ranking[:count, topic] for topic, count in enumerate(counts)]).astype(np.int32)
 
 
-def _constant(setting: str, value: float) -> Any:
+def _constant(setting: str, value: float) -> float:
     _, low, high, whole = CONSTANTS[setting]
     accepted = f"a {'whole ' if whole else ''}number from {low:g} to {high:g}"
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    require(low <= number <= high and (not whole or number.is_integer()), setting, value, accepted)
-    return jnp.float32(number)
+    fits = is_number(value) and low <= value <= high and (not whole or float(value).is_integer())
+    require(fits, setting, value, accepted)
+    return float(value)
 
 
 # -- names -------------------------------------------------------------------------------------------------------------
@@ -225,7 +263,7 @@ def _require_keywords(build: Build, settings: dict[str, Any]) -> None:
     """Raise `SettingError`, with the closest name, for keywords that `build` does not take."""
     parameters = inspect.signature(build).parameters.values()
     known = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-    named: dict[Build, Any] = {topic_environment: CONSTANTS, interest_evolution: NUMBERS}
+    named: dict[Build, Any] = {topic_environment: {**CONSTANTS, **KEYWORDS}, interest_evolution: NUMBERS}
     if build in named:
         known |= set(named[build])
     elif any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
@@ -243,27 +281,3 @@ def require_catalogue(env: Any) -> None:
     own = not isinstance(env, EvolutionEnv | ExplorationEnv)
     name = getattr(env, "name", env)
     require(own, "environment", name, "one with a fixed catalogue; this one is for experiments.recsim_slateq")
-
-
-# -- slates ------------------------------------------------------------------------------------------------------------
-
-
-def check_slate(slate: Any, env: TopicEnv) -> np.ndarray:
-    """Check slates that come from outside, on the host: [..., K] whole numbers -1 .. I-1, returned as int32.
-
-    Inside compiled programs no check can raise; there `info["invalid_action"]` tells.
-
-    Raises:
-      DataError: another shape or type, or a number outside the catalogue; the message says where.
-    """
-    array = np.asarray(slate)
-    if array.dtype.kind not in "iu":
-        raise DataError(f"slate: holds {array.dtype} values; it must hold whole numbers")
-    if array.ndim == 0 or array.shape[-1] != env.slate_size:
-        raise DataError(f"slate: has shape {array.shape}; its last axis must be slate_size = {env.slate_size}")
-    outside = (array < -1) | (array >= env.num_items)
-    if outside.any():
-        where = tuple(int(index) for index in np.argwhere(outside)[0])
-        accepted = f"from 0 to {env.num_items - 1}, or -1 for the oracle's item"
-        raise DataError(f"slate: {array[where]} at position {where}; item numbers go {accepted}")
-    return array.astype(np.int32)

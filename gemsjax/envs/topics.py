@@ -14,21 +14,21 @@ Source: paper section 4.1 and appendix, in the details the published implementat
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from gemsjax.envs import clicks as click_model
+from gemsjax.envs.queues import append, drop
+from gemsjax.envs.slates import check_if_known, only_if_asked
 from gemsjax.maths.randomness import normal, whole_number
 from gemsjax.maths.slates import top_items
 from gemsjax.types import Array, Key, Observation
 
-MEMORY = 10
-"""How many of the latest clicks the two history queues hold."""
+USER_NORMS = ("topics", "unit")
+"""What a user is divided by: the sum of its topic norms (published implementation), or its length (paper's text)."""
 
 Info = dict[str, Array]
 
@@ -51,7 +51,8 @@ class TopicParams:
       memory_window: [] turns after which a click leaves the history.
       influence: [] weight of a clicked item in the user's drift; 0 keeps users as they are.
       short_term_boost: [] factor on the topic of the latest click; 1 in all published settings.
-      user_noise: [] standard deviation of a user's components before clipping to [-1, 1].
+      user_noise: [] standard deviation of a user's components over the bound that clips them (users are normalised, so
+        this ratio, `user_noise / user_clip` of `gemsjax.make`, is all that counts).
       user_focus: [] power on the U(0, 1) topic weights of users.
       horizon: [] int32, turns of an episode.
     """
@@ -80,12 +81,12 @@ class TopicState:
     """One user between turns.
 
     Attributes:
-      user_embedding: [D] float32; its topic norms sum to 1.
+      user_embedding: [D] float32; its topic norms sum to 1 (with `user_norm` "unit", its length is 1).
       bored: [T] bool, the mask that the latest turn used.
       bored_timeout: [T] int32, turns of boredom left (`boredom_duration` where not bored).
-      clicked_topics: [10] int32 queue of the latest clicks' topics, oldest first, -1 beyond its length.
+      clicked_topics: [M] int32 queue of the latest clicks' topics, oldest first, -1 beyond its length.
       clicked_topics_length: [] int32.
-      click_times: [10] int32 queue of the latest clicks' turns, oldest first, -1 beyond its length.
+      click_times: [M] int32 queue of the latest clicks' turns, oldest first, -1 beyond its length.
       click_times_length: [] int32; shorter than the topic queue, see `_remember`.
       short_term_topic: [] int32, topic of the latest click.
       time: [] int32, turns played.
@@ -110,6 +111,8 @@ class TopicEnv:
       name: for messages, tables and run names.
       num_items, slate_size, num_topics, topic_size, horizon: I, K, T, S, H.
       independent_clicks: whether the examination table's columns are equal.
+      memory: M, how many of the latest clicks the two history queues hold.
+      user_norm: one of `USER_NORMS`.
     """
 
     name: str
@@ -119,11 +122,31 @@ class TopicEnv:
     topic_size: int
     horizon: int
     independent_clicks: bool = True
+    memory: int = 10
+    user_norm: str = "topics"
+
+    def __post_init__(self) -> None:
+        # Logged data name the environment by what an instance holds. Left to the class, the published values keep
+        # their names as they were before these two could be set.
+        for name in ("memory", "user_norm"):
+            if vars(self)[name] == getattr(TopicEnv, name):
+                del vars(self)[name]
 
     # -- the contract ------------------------------------------------------------------------------------------------
 
     def reset(self, key: Key, params: TopicParams) -> tuple[Observation, TopicState]:
-        """Draw a user and its clicks on the first slate (they are seen by agents but are not part of the return)."""
+        """Draw a user and its clicks on the first slate, with nothing boring yet.
+
+        The process of the published implementation: `|clip(noise N(0, 1), -clip, clip)|` times the topic weights
+        U(0, 1)^focus (their sum 1), over the user's norm. Its clicks are seen by agents but are not part of the return.
+
+        Args:
+          key: for the user and its clicks.
+          params: of this environment.
+
+        Returns:
+          `(obs, state)`: `params.first_slate` [K] with its clicks [K], and the user before turn 1.
+        """
         parts = (self.num_topics * self.topic_size, self.num_topics, self.slate_size, 1)
         ends = tuple(sum(parts[: i + 1]) for i in range(len(parts)))
         components, weights, luck, topic = jnp.split(jax.random.uniform(key, (ends[-1],)), ends[:-1])
@@ -144,7 +167,8 @@ class TopicEnv:
           key: for the clicks.
           state: the user before the turn.
           slate: [K] integer; -1 stands for the oracle's item of that rank. Any other number outside the catalogue is
-            never clicked and raises the flag `info["invalid_action"]`.
+            never clicked and raises the flag `info["invalid_action"]`, compiled or not; `gemsjax.check_slate` refuses
+            it beforehand, for slates that come from a person or a file.
           params: of this environment.
 
         Returns:
@@ -159,13 +183,21 @@ class TopicEnv:
         """The state after the reset slate `params.first_slate` got `clicks`, for a given user.
 
         The clicks' topics enter the topic queue; their times do not enter the time queue (published implementation).
+
+        Args:
+          user_embedding: [D], taken as it is: not normalised.
+          clicks: [K] bool or 0/1.
+          params: of this environment.
+
+        Returns:
+          The user before turn 1; its short-term topic is that of the topmost click, 0 without one.
         """
         T = self.num_topics
         clicks = clicks.astype(bool)
         topics = params.item_topics[params.first_slate]
-        nothing = jnp.full(MEMORY, -1, jnp.int32)
+        nothing = jnp.full(self.memory, -1, jnp.int32)
         none = jnp.int32(0)
-        queue, length = _append(nothing, none, topics, clicks)
+        queue, length = append(nothing, none, topics, clicks)
         return TopicState(
             user_embedding=jnp.asarray(user_embedding, jnp.float32),
             bored=jnp.zeros(T, bool),
@@ -179,14 +211,40 @@ class TopicEnv:
         )
 
     def click_probabilities(self, state: TopicState, slate: Array, params: TopicParams) -> Array:
-        """Probability of a click on each rank if `slate` [K] is shown next: [K] float32."""
-        slate = self.resolve(state, slate, params)
+        """Probability of a click on each rank of the slate that is shown next.
+
+        Args:
+          state: the user before the turn.
+          slate: [K] as in `step`. There is no flag here: numbers outside the catalogue are refused where they are
+            known, and have probability 0 where they are traced (`jit`, `vmap`).
+          params: of this environment.
+
+        Returns:
+          [K] float32; with a user browsing model, the marginal probabilities.
+
+        Raises:
+          DataError: see `gemsjax.check_slate`; outside of traced programs only.
+        """
+        slate = self.resolve(state, check_if_known(slate, self), params)
         appeal, _ = self._appeal(self._interest(_begin_turn(state, params), params), slate, params)
         return click_model.click_probabilities(appeal, params.examination, self.independent_clicks)
 
     def transition(self, state: TopicState, slate: Array, clicks: Array, params: TopicParams) -> TopicState:
-        """The user after `slate` [K] got `clicks` [K] (bool or 0/1): boredom, histories, drift."""
-        slate = self.resolve(state, slate, params)
+        """The user after a slate got given clicks: boredom, histories, drift.
+
+        Args:
+          state: the user before the turn.
+          slate: [K] as in `click_probabilities`; clicks on traced numbers outside the catalogue change nothing.
+          clicks: [K] bool or 0/1.
+          params: of this environment.
+
+        Returns:
+          The user after the turn.
+
+        Raises:
+          DataError: see `gemsjax.check_slate`; outside of traced programs only.
+        """
+        slate = self.resolve(state, check_if_known(slate, self), params)
         return self._finish_turn(_begin_turn(state, params), slate, clicks.astype(bool), params)
 
     # -- the parts of a step that rollouts call one by one -----------------------------------------------------------
@@ -199,7 +257,7 @@ class TopicEnv:
     def play(
         self, uniforms: Array, state: TopicState, slate: Array, params: TopicParams
     ) -> tuple[Observation, TopicState, Array, Array, Array, Info]:
-        """`step` from given uniform numbers [draws], for a slate [K] of items only (-1 counts as invalid here)."""
+        """`step` from given uniform numbers [draws] in [0, 1), for a slate [K] of items only (-1 is invalid here)."""
         state = _begin_turn(state, params)
         appeal, scores = self._appeal(self._interest(state, params), slate, params)
         clicks = click_model.sample_clicks(uniforms, appeal, params.examination, self.independent_clicks)
@@ -214,7 +272,10 @@ class TopicEnv:
         return Observation(slate, clicks), state, reward, jnp.bool_(False), state.time >= params.horizon, info
 
     def oracle_slate(self, state: TopicState, params: TopicParams) -> Array:
-        """The short-term oracle: the K items that suit the user best next turn, knowing its boredom. [K] int32."""
+        """The short-term oracle: the items with the K largest scores in the next turn, knowing its boredom: [K] int32.
+
+        Source: what -1 stands for in the published implementation.
+        """
         interest = self._interest(_begin_turn(state, params), params)
         return top_items(_scores(params.item_embeddings, interest), self.slate_size)
 
@@ -223,16 +284,22 @@ class TopicEnv:
 
         Scoring the whole catalogue costs several times the rest of a turn, so it happens only if some slate asks.
         """
-        return _only_if_asked(partial(_substitute, self))(state, slate.astype(jnp.int32), params)
+        return only_if_asked(partial(_substitute, self))(state, slate.astype(jnp.int32), params)
 
     # -- rules ---------------------------------------------------------------------------------------------------------
 
     def _make_user(self, components: Array, weights: Array, params: TopicParams) -> Array:
-        """A user from uniform numbers [D] and [T]."""
+        """A user [D] from uniform numbers [D] and [T]."""
         T, S = self.num_topics, self.topic_size
         components = jnp.abs(jnp.clip(params.user_noise * normal(components.reshape(T, S)), -1.0, 1.0))
         weights = weights**params.user_focus
-        return _normalise((components * (weights / weights.sum())[:, None]).reshape(T * S), T)
+        user = (components * (weights / weights.sum())[:, None]).reshape(T * S)
+        return user / self._norm(user)
+
+    def _norm(self, user: Array) -> Array:
+        """What a user [D] is divided by: []."""
+        squares = jnp.square(user.reshape(self.num_topics, -1)).sum(axis=1)
+        return jnp.sqrt(squares).sum() if self.user_norm == "topics" else jnp.sqrt(squares.sum())
 
     def _interest(self, state: TopicState, params: TopicParams) -> Array:
         """The user embedding as this turn sees it: bored topics masked, the short-term topic boosted."""
@@ -259,10 +326,19 @@ class TopicEnv:
         clicks = clicks & self._valid(slate)
         topics = params.item_topics[items]
         state = _remember(state, topics, clicks, params)
-        drifted = _drift(state.user_embedding, params.item_embeddings[items], clicks, params, self.num_topics)
+        drifted = self._drift(state.user_embedding, params.item_embeddings[items], clicks, params)
         return dataclasses.replace(
             state, user_embedding=drifted, short_term_topic=_latest(topics, clicks, state.short_term_topic)
         )
+
+    def _drift(self, user: Array, items: Array, clicks: Array, params: TopicParams) -> Array:
+        """Pull the user [D] towards each clicked item of [K, D] in rank order, renormalising after each click."""
+        for rank in range(items.shape[0]):
+            pulled = (1.0 - params.influence) * user + params.influence * items[rank]
+            # Without the barrier XLA computes all earlier norms again inside each later one (1.7 times the whole turn).
+            norm = jax.lax.optimization_barrier(self._norm(pulled))
+            user = jnp.where(clicks[rank], pulled / norm, user)
+        return user
 
 
 def _scores(items: Array, interest: Array) -> Array:
@@ -290,37 +366,18 @@ def _remember(state: TopicState, topics: Array, clicks: Array, params: TopicPara
     The reset clicks are in the topic queue only, so the queues are misaligned and a drop takes the oldest topic, which
     need not be the one whose time ran out. The published numbers depend on it.
     """
-    queue, length = _append(state.clicked_topics, state.clicked_topics_length, topics, clicks)
+    queue, length = append(state.clicked_topics, state.clicked_topics_length, topics, clicks)
     now = jnp.full_like(topics, state.time)
-    times, times_length = _append(state.click_times, state.click_times_length, now, clicks)
+    times, times_length = append(state.click_times, state.click_times_length, now, clicks)
     # Times ascend, so those too old are the leading ones; -1 marks the empty tail.
     old = ((times >= 0) & (times < state.time - params.memory_window)).sum(dtype=jnp.int32)
     return dataclasses.replace(
         state,
-        clicked_topics=_drop(queue, old),
+        clicked_topics=drop(queue, old),
         clicked_topics_length=length - old,
-        click_times=_drop(times, old),
+        click_times=drop(times, old),
         click_times_length=times_length - old,
     )
-
-
-def _append(queue: Array, length: Array, values: Array, chosen: Array) -> tuple[Array, Array]:
-    """Append the chosen values in order to a left-aligned queue of at most `MEMORY`; the oldest fall out."""
-    total = length + chosen.sum(dtype=jnp.int32)
-    overflow = jnp.maximum(total - MEMORY, 0)
-    # place[i]: where value i lands; the queue's own entries move left by the overflow.
-    place = length + jnp.cumsum(chosen, dtype=jnp.int32) - 1 - overflow
-    slots = jnp.arange(MEMORY, dtype=jnp.int32)
-    lands = chosen & (place == slots[:, None])
-    appended = jnp.where(lands, values, 0).sum(axis=1, dtype=jnp.int32)
-    return jnp.where(lands.any(axis=1), appended, _drop(queue, overflow)), total - overflow
-
-
-def _drop(queue: Array, count: Array) -> Array:
-    """Remove the `count` oldest entries of a left-aligned queue."""
-    slots = jnp.arange(MEMORY, dtype=jnp.int32)
-    kept = slots[:, None] + count == slots
-    return jnp.where(kept, queue + 1, 0).sum(axis=1, dtype=jnp.int32) - 1
 
 
 def _latest(topics: Array, clicks: Array, otherwise: Array) -> Array:
@@ -329,44 +386,5 @@ def _latest(topics: Array, clicks: Array, otherwise: Array) -> Array:
     return jnp.where(rank >= 0, topics[rank], otherwise).astype(jnp.int32)
 
 
-def _drift(user: Array, items: Array, clicks: Array, params: TopicParams, num_topics: int) -> Array:
-    """Pull the user towards each clicked item in rank order, renormalising after each click."""
-    for rank in range(items.shape[0]):
-        pulled = (1.0 - params.influence) * user + params.influence * items[rank]
-        # Without the barrier XLA computes all earlier norms again inside each later one (1.7 times the whole turn).
-        norm = jax.lax.optimization_barrier(_topic_norm(pulled, num_topics))
-        user = jnp.where(clicks[rank], pulled / norm, user)
-    return user
-
-
-def _normalise(user: Array, num_topics: int) -> Array:
-    """Divide [D] by the sum of its topic norms (not a unit vector: published implementation)."""
-    return user / _topic_norm(user, num_topics)
-
-
-def _topic_norm(user: Array, num_topics: int) -> Array:
-    return jnp.sqrt(jnp.square(user.reshape(num_topics, -1)).sum(axis=1)).sum()
-
-
 def _substitute(env: TopicEnv, state: TopicState, slate: Array, params: TopicParams) -> Array:
     return jnp.where(slate == -1, env.oracle_slate(state, params), slate)
-
-
-def _only_if_asked(substitute: Callable[..., Array]) -> Callable[..., Array]:
-    """`substitute`, skipped while no slate holds -1, whatever vmaps are on top of it.
-
-    A plain `cond` under vmap becomes a select that runs both branches for every user; this asks once for the batch.
-    """
-
-    @jax.custom_batching.custom_vmap
-    def ask(state: TopicState, slate: Array, params: TopicParams) -> Array:
-        return jax.lax.cond((slate == -1).any(), substitute, lambda _state, slate, _params: slate, state, slate, params)
-
-    @ask.def_vmap
-    def ask_batch(size: int, batched: Any, state: Any, slate: Any, params: Any) -> tuple[Array, bool]:
-        axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched))
-        if not batched[1]:
-            slate, axes = jnp.broadcast_to(slate, (size, *slate.shape)), (axes[0], 0, axes[2])
-        return _only_if_asked(jax.vmap(substitute, in_axes=axes))(state, slate, params), True
-
-    return ask
