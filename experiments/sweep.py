@@ -123,7 +123,8 @@ def arguments_of_sweep(method: str, variant: str) -> type:
             )
         else:
             fields.append((field.name, *_list_of(field.type, default)))
-    kinds: dict[str, Any] = dict.fromkeys(_WORLD, tuple[float, ...]) | {"examination": tuple[str, ...]}
+    words = dict.fromkeys(("examination", "user_norm"), tuple[str, ...])
+    kinds: dict[str, Any] = dict.fromkeys(_WORLD, tuple[float, ...]) | words
     world = dataclasses.make_dataclass("World", [(name, kinds[name], ()) for name in _WORLD], frozen=True)
     world.__doc__ = "Constants of the environment instead of its own."
     fields.append(("env_settings", world, world()))
@@ -241,7 +242,8 @@ def _check(how: How) -> None:
 
 def _whole(name: str, value: Any) -> Any:
     """A constant that is a whole number as one."""
-    whole = name in (*SIZES, "examination_first_exponent") or (name in CONSTANTS and CONSTANTS[name].whole)
+    counts = (*SIZES, "examination_first_exponent", "catalogue_seed")
+    whole = name in counts or (name in CONSTANTS and CONSTANTS[name].whole)
     return int(value) if whole and not isinstance(value, str) and float(value).is_integer() else value
 
 

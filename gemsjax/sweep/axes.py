@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gemsjax import methods
+from gemsjax.envs.catalogue import KEYWORDS
 from gemsjax.envs.registry import CONSTANTS
 from gemsjax.errors import SettingError, require, require_choice
 from gemsjax.pretrain.matrix_factorisation import MFSettings
@@ -30,9 +31,9 @@ DATA = {
 }
 """Of the settings of a ranker, and of its embeddings, those that are data. Embeddings are factorised run by run, so all
 that they need is one width."""
-SIZES = ("num_items", "slate_size", "num_topics", "topic_size", "horizon")
-"""Sizes of an environment: one value for all runs of a sweep."""
-WORLD = (*CONSTANTS, "examination", "examination_decay", "examination_first_exponent")
+SIZES = ("num_items", "slate_size", "num_topics", "topic_size", "horizon", "memory", "user_norm")
+"""Sizes and rules of an environment that are part of the program: one value for all runs of a sweep."""
+WORLD = (*CONSTANTS, "user_clip", *KEYWORDS, "examination", "examination_decay", "examination_first_exponent")
 
 
 class Run(NamedTuple):
