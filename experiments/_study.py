@@ -12,7 +12,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +20,6 @@ import numpy as np
 
 from gemsjax import checkpoint, disk, methods, prepare, runs, tracking
 from gemsjax.devices import surroundings
-from gemsjax.envs.registry import environments
 from gemsjax.errors import DataError, require, require_choice
 from gemsjax.evaluate import evaluate
 from gemsjax.settings import PUBLISHED_SEEDS, TrainSettings, defaults
@@ -215,7 +214,7 @@ def name_of(job: Job) -> str:
     """Of a record: method, environment, GeMS parameters, seed, and six digits of what was asked for."""
     settings = job.settings
     full = runs.name_of(settings).full if job.learns else f"{methods.method(settings.method).directory}_{settings.env}"
-    return f"{full}-{checkpoint.config_hash(_asked(job))[:6]}"
+    return f"{full}-{checkpoint.config_hash(asked_of(job))[:6]}"
 
 
 def perform(jobs: Sequence[Job], places: Places) -> list[dict[str, Any]]:
@@ -249,7 +248,7 @@ def find(job: Job, places: Places) -> dict[str, Any] | None:
     What a record's configuration does not say is taken to be today's default: so a setting that is added to the package
     later does not undo what was run, and asking for another value of it does.
     """
-    asked, stem = _asked(job), name_of(job).rpartition("-")[0]
+    asked, stem = asked_of(job), name_of(job).rpartition("-")[0]
     for path in sorted(places.records.glob(f"{stem}-*.json")):
         record = read(path)
         if _completed(job, record["config"]) == asked:
@@ -282,67 +281,10 @@ def read(path: Path) -> dict[str, Any]:
     return record
 
 
-# -- what lies there ---------------------------------------------------------------------------------------------------
-
-Again = Callable[[dict[str, Any]], Job | None]
-"""The job that a study makes of a record today; None if the record is of another table."""
-
-
-def together(wanted: Sequence[Job], arguments: Arguments, again: Again) -> list[Job]:
-    """What is asked for and, behind it, what was run before: so asking for less does not make a table smaller.
-
-    A record that was made with other settings than today's study would use (older defaults, say) is left out.
-
-    Raises:
-      SettingError: records of another catalogue are there.
-      DataError: a file there is not a record.
-    """
-    jobs, items = list(wanted), dict[str, str]()
-    names = {name_of(job) for job in wanted}
-    for path in sorted(arguments.places.records.glob("*.json")) if wanted else ():
-        record = read(path)
-        job = again(record)
-        if job is None:
-            continue
-        if job.settings.env not in items:
-            items[job.settings.env] = _asked(job)["items"]
-        says = f"the catalogue of {path}; records of two are kept apart, name another --out"
-        same = record["config"].get("items") == items[job.settings.env]
-        require(same, "--catalogues", None if arguments.catalogues is None else str(arguments.catalogues), says)
-        if name_of(job) not in names and find(job, arguments.places) is not None:
-            names.add(name_of(job))
-            jobs.append(job)
-    return jobs
-
-
-def place_of(arguments: Arguments) -> Callable[[Mapping[str, Any]], tuple[int, int, int, int]]:
-    """The key that sorts records by environment, method and seed.
-
-    Methods and environments stand as in the study's own table, then as in the registry. Those that are asked for in
-    another order come first, as they are asked for.
-    """
-    kind = type(arguments)
-    envs = _order(arguments.envs, (*kind.envs, *environments()))
-    names = _order(arguments.methods, (*kind.methods, *methods.METHODS))
-    seeds = {seed: number for number, seed in enumerate(PUBLISHED_SEEDS)}
-
-    def key(record: Mapping[str, Any]) -> tuple[int, int, int, int]:
-        seed = record["seed"] or 0
-        return envs.index(record["env"]), names.index(record["method"]), seeds.get(seed, len(seeds)), seed
-
-    return key
-
-
-def _order(asked: Sequence[str], usual: Sequence[str]) -> list[str]:
-    usual = list(dict.fromkeys((*usual, *asked)))
-    kept = [one for one in usual if one in asked]
-    return usual if kept == list(asked) else list(dict.fromkeys((*asked, *usual)))
-
-
 # -- one run -----------------------------------------------------------------------------------------------------------
 
 
-def _asked(job: Job) -> dict[str, Any]:
+def asked_of(job: Job) -> dict[str, Any]:
     """What decides a record's numbers, whatever the files that catalogue and embeddings came from are called."""
     settings = job.settings
     world, config = prepare.world_of(settings), dataclasses.asdict(settings)
@@ -368,7 +310,7 @@ def trained(job: Job, places: Places) -> runs.Trained:
 
 def _root(job: Job, places: Places) -> Path:
     """A directory of its own for each configuration: runs that differ in one number only do not meet."""
-    return places.runs / checkpoint.config_hash(_asked(job))[:6]
+    return places.runs / checkpoint.config_hash(asked_of(job))[:6]
 
 
 def _train(job: Job, places: Places) -> tuple[dict[str, Any], bool]:
@@ -405,7 +347,7 @@ def _evaluate(job: Job) -> dict[str, Any]:
 
 
 def _record(job: Job, world: prepare.World, returns: np.ndarray) -> dict[str, Any]:
-    settings, asked = job.settings, _asked(job)
+    settings, asked = job.settings, asked_of(job)
     return {
         "method": settings.method,
         "env": settings.env,
@@ -438,18 +380,3 @@ def catalogue(directory: Path | None, env: str) -> str | None:
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; --catalogues names a directory with the published embeddings")
     return str(path)
-
-
-# -- how studies are told ----------------------------------------------------------------------------------------------
-
-
-def budget_of(records: Sequence[Mapping[str, Any]], arguments: Arguments) -> str:
-    """The sentence that states what a table was made of."""
-    spent = sorted({record["trajectories"] for record in records if record["trajectories"]})
-    each = " to ".join(f"{count:,}" for count in sorted({spent[0], spent[-1]})) if spent else "no"
-    catalogues = ", ".join(sorted({record["catalogue"] for record in records}))
-    seeds = len({record["seed"] for record in records if record["seed"] is not None})
-    return (
-        f"Budget `{arguments.budget}`, variant `{arguments.variant}`: {each} trajectories a run, "
-        f"{seeds} seed{'s' if seeds != 1 else ''}, {records[0]['test']['users']} test users; catalogue: {catalogues}."
-    )

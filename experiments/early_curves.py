@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 import tyro
 
-from experiments import _study
+from experiments import _study, _tables
 from experiments._cli import run_cli
 from experiments._paper import EARLY, EARLY_GREEDY, EARLY_STEP
 from gemsjax import disk, methods, plots
@@ -186,10 +186,10 @@ def _panels(table: Sequence[Point], seeds: Mapping[str, int]) -> dict[str, dict[
 
 def main(arguments: Arguments) -> None:
     again = lambda record: _job(arguments, record["method"], record["seed"])  # noqa: E731
-    wanted = _study.together(jobs(arguments), arguments, again)
-    records = sorted(_study.perform(wanted, arguments.places), key=_study.place_of(arguments))
+    wanted = _tables.together(jobs(arguments), arguments, again)
+    records = sorted(_study.perform(wanted, arguments.places), key=_tables.place_of(arguments))
     table, directory = points(records), arguments.directory
-    text = markdown(table, _study.budget_of(records, arguments))
+    text = markdown(table, _tables.budget_of(records, arguments))
     disk.write(directory / "early_curves.md", text.encode())
     disk.write(directory / "early_curves.csv", comma_separated(table).encode())
     seeds = Counter(record["method"] for record in records)

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments import _study
+from experiments import _study, _tables
 from experiments._cli import run_cli
 from gemsjax import disk, methods, plots, prepare
 from gemsjax.evaluate import recommended_scores
@@ -103,10 +103,10 @@ def densities_of(job: _study.Job, places: _study.Places, directory: Path) -> plo
 
 
 def main(arguments: Arguments) -> None:
-    directory, places, place = arguments.directory, arguments.places, _study.place_of(arguments)
+    directory, places, place = arguments.directory, arguments.places, _tables.place_of(arguments)
     for env in arguments.envs:
         asked = jobs(arguments, env)
-        there = _study.together(asked, arguments, functools.partial(_again, arguments, env))[len(asked) :]
+        there = _tables.together(asked, arguments, functools.partial(_again, arguments, env))[len(asked) :]
         wanted = asked + [one for one in there if _histogram(one, directory).exists()]
         pairs = list(zip(wanted, _study.perform(wanted, places), strict=True))
         pairs.sort(key=lambda pair: (place(pair[1])[1], -_gamma(pair[1]), place(pair[1])))

@@ -25,7 +25,7 @@ from typing import Any
 
 import tyro
 
-from experiments import _study
+from experiments import _study, _tables
 from experiments._cli import run_cli
 from gemsjax import disk, methods, plots
 from gemsjax.errors import require
@@ -112,9 +112,9 @@ def _lines(table: dict[tuple[str, Point], Estimate], axis: int) -> dict[str, lis
 
 
 def main(arguments: Arguments) -> None:
-    directory, places, place = arguments.directory, arguments.places, _study.place_of(arguments)
+    directory, places, place = arguments.directory, arguments.places, _tables.place_of(arguments)
     for env in arguments.envs:
-        wanted = _study.together(jobs(arguments, env), arguments, functools.partial(_again, arguments, env))
+        wanted = _tables.together(jobs(arguments, env), arguments, functools.partial(_again, arguments, env))
         records = _study.perform(wanted, places)
         records.sort(key=lambda one: (place(one)[1], _point(one)[::-1], place(one)))
         table = estimates(records)
@@ -122,7 +122,7 @@ def main(arguments: Arguments) -> None:
         picture = plots.save(
             plots.lines_with_intervals(panels, "best validation return"), directory / f"figure3_{env}.png"
         )
-        disk.write(directory / f"figure3_{env}.md", f"{env}. {_study.budget_of(records, arguments)}\n".encode())
+        disk.write(directory / f"figure3_{env}.md", f"{env}. {_tables.budget_of(records, arguments)}\n".encode())
         lines = ["method,beta,lambda,latent_dim,mean,low,high"]
         lines += [f"{m},{p[0]},{p[1]},{p[2]},{e.value:.3f},{e.low:.3f},{e.high:.3f}" for (m, p), e in table.items()]
         disk.write(directory / f"figure3_{env}.csv", ("\n".join(lines) + "\n").encode())

@@ -26,7 +26,7 @@ from typing import Any
 
 import tyro
 
-from experiments import _study
+from experiments import _study, _tables
 from experiments._cli import run_cli
 from gemsjax import disk, methods, plots
 from gemsjax.errors import require
@@ -76,16 +76,16 @@ def _again(arguments: Arguments, env: str, record: dict[str, Any]) -> _study.Job
 
 
 def main(arguments: Arguments) -> None:
-    directory, places, place = arguments.directory, arguments.places, _study.place_of(arguments)
+    directory, places, place = arguments.directory, arguments.places, _tables.place_of(arguments)
     for env in arguments.envs:
-        wanted = _study.together(jobs(arguments, env), arguments, functools.partial(_again, arguments, env))
+        wanted = _tables.together(jobs(arguments, env), arguments, functools.partial(_again, arguments, env))
         records = sorted(_study.perform(wanted, places), key=place)
         values: dict[tuple[str, float], list[float]] = {}
         privileged = {record["method"] for record in records if record["privileged"]}
         for record in records:
             values.setdefault((record["method"], _weight(record)), []).append(record["test"]["mean_return"])
         table = {key: t_interval(group) for key, group in values.items()}
-        text = f"{env}. {_study.budget_of(records, arguments)}\n\n{markdown(table, privileged)}"
+        text = f"{env}. {_tables.budget_of(records, arguments)}\n\n{markdown(table, privileged)}"
         directory.mkdir(parents=True, exist_ok=True)
         disk.write(directory / f"influence_{env}.md", text.encode())
         lines = {

@@ -40,7 +40,7 @@ from typing import Any
 
 import tyro
 
-from experiments import _study
+from experiments import _study, _tables
 from experiments._cli import run_cli
 from experiments._paper import ENVIRONMENTS, PAPER_METHODS, PUBLISHED
 from gemsjax import disk, methods, plots
@@ -185,9 +185,9 @@ def write(records: Sequence[Mapping[str, Any]], directory: Path, name: str, says
 
 def main(arguments: Arguments) -> None:
     again = lambda record: arguments.job(record["method"], record["env"], record["seed"] or 0)  # noqa: E731
-    wanted = _study.together(jobs(arguments), arguments, again)
-    records = sorted(_study.perform(wanted, arguments.places), key=_study.place_of(arguments))
-    written = write(records, arguments.directory, "table2", _study.budget_of(records, arguments))
+    wanted = _tables.together(jobs(arguments), arguments, again)
+    records = sorted(_study.perform(wanted, arguments.places), key=_tables.place_of(arguments))
+    written = write(records, arguments.directory, "table2", _tables.budget_of(records, arguments))
     print(written.read_text(encoding="utf-8"))
     print(f"written: {arguments.directory}/table2.md, table2.csv, table2.png")
 

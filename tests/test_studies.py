@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tyro
 
-from experiments import _study, early_curves, figure2, figure3, influence, table1, table2
+from experiments import _study, _tables, early_curves, figure2, figure3, influence, table1, table2
 from gemsjax import methods
 from gemsjax.envs.catalogue import draw_catalogue
 from gemsjax.errors import DataError, SettingError
@@ -299,8 +299,8 @@ def test_records_of_two_catalogues_are_kept_apart(home, done, tmp_path):
 def test_the_order_of_a_table():
     """As in the study's own; only what is asked for in another order is moved."""
     usual = ("a", "b", "c")
-    assert _study._order(("c",), usual) == _study._order(("a", "c"), usual) == list(usual)
-    assert _study._order(("c", "a"), usual) == ["c", "a", "b"]
+    assert _tables._order(("c",), usual) == _tables._order(("a", "c"), usual) == list(usual)
+    assert _tables._order(("c", "a"), usual) == ["c", "a", "b"]
 
 
 def test_figure3_wants_methods_through_gems(home):
