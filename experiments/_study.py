@@ -248,7 +248,7 @@ def find(job: Job, places: Places) -> dict[str, Any] | None:
     What a record's configuration does not say is taken to be today's default: so a setting that is added to the package
     later does not undo what was run, and asking for another value of it does.
     """
-    asked, stem = asked_of(job), name_of(job).rpartition("-")[0]
+    asked, stem = _completed(job, asked_of(job)), name_of(job).rpartition("-")[0]
     for path in sorted(places.records.glob(f"{stem}-*.json")):
         record = read(path)
         if _completed(job, record["config"]) == asked:
@@ -257,7 +257,7 @@ def find(job: Job, places: Places) -> dict[str, Any] | None:
 
 
 def _completed(job: Job, config: dict[str, Any]) -> dict[str, Any]:
-    """A record's configuration with today's defaults where it is silent."""
+    """A configuration, of a record say, with today's defaults where it is silent."""
     if not job.learns:
         return config
     usual = disk.plain(dataclasses.asdict(TrainSettings(job.settings.method, job.settings.variant).resolved()))
@@ -289,8 +289,7 @@ def asked_of(job: Job) -> dict[str, Any]:
     settings = job.settings
     world, config = prepare.world_of(settings), dataclasses.asdict(settings)
     if job.learns:
-        # The identity leaves out what is as it was before a setting was added to GeMS's; here nothing is left out.
-        config |= prepare.identity_of(settings, world) | {"gems": config["gems"]}
+        config |= prepare.identity_of(settings, world)
     else:
         config = {name: config[name] for name in _REFERENCE_SETTINGS} | {"items": prepare.items_digest(world)}
     config.pop("catalogue", None)

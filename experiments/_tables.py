@@ -11,7 +11,7 @@ from typing import Any
 from experiments._study import Arguments, Job, asked_of, find, name_of, read
 from gemsjax import methods
 from gemsjax.envs.registry import environments
-from gemsjax.errors import require
+from gemsjax.errors import DataError, SettingError, require
 from gemsjax.settings import PUBLISHED_SEEDS
 
 Again = Callable[[dict[str, Any]], Job | None]
@@ -21,7 +21,8 @@ Again = Callable[[dict[str, Any]], Job | None]
 def together(wanted: Sequence[Job], arguments: Arguments, again: Again) -> list[Job]:
     """What is asked for and, behind it, what was run before: so asking for less does not make a table smaller.
 
-    A record that was made with other settings than today's study would use (older defaults, say) is left out.
+    A record that was made with other settings than today's study would use (older defaults, say) is left out; so is one
+    of what there is no more (a method's old name), which is said.
 
     Raises:
       SettingError: records of another catalogue are there.
@@ -31,7 +32,11 @@ def together(wanted: Sequence[Job], arguments: Arguments, again: Again) -> list[
     names = {name_of(job) for job in wanted}
     for path in sorted(arguments.places.records.glob("*.json")) if wanted else ():
         record = read(path)
-        job = again(record)
+        try:
+            job = again(record)
+        except (SettingError, DataError) as error:
+            print(f"left out: {path}: {error}")
+            continue
         if job is None:
             continue
         if job.settings.env not in items:

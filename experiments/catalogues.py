@@ -37,6 +37,7 @@ from experiments._cli import run_cli
 from gemsjax import disk
 from gemsjax.agents import references
 from gemsjax.agents.base import Policy
+from gemsjax.devices import surroundings
 from gemsjax.envs.catalogue import RECIPES, draw_catalogue, load_catalogue, named_catalogue
 from gemsjax.envs.registry import environments, make
 from gemsjax.errors import DataError, require, require_choice, require_count
@@ -183,7 +184,7 @@ def figures(items: np.ndarray, place: Place) -> dict[str, list[float]]:
     }
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        disk.write_json(path, asked | {"figures": found})
+        disk.write_json(path, asked | {"figures": found, **surroundings()})
     return found
 
 
@@ -293,6 +294,7 @@ def _measured(
         "seeds": list(seeds),
         "catalogues": [dataclasses.asdict(row) for row in rows],
         "tests": [dataclasses.asdict(test) for test in tests],
+        **surroundings(),
     }
     disk.write(Path(f"{stem}.md"), text.encode())
     disk.write_json(f"{stem}.json", record)

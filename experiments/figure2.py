@@ -109,7 +109,8 @@ def main(arguments: Arguments) -> None:
         there = _tables.together(asked, arguments, functools.partial(_again, arguments, env))[len(asked) :]
         wanted = asked + [one for one in there if _histogram(one, directory).exists()]
         pairs = list(zip(wanted, _study.perform(wanted, places), strict=True))
-        pairs.sort(key=lambda pair: (place(pair[1])[1], -_gamma(pair[1]), place(pair[1])))
+        # The picture shows the first of each label: of those that are asked for.
+        pairs.sort(key=lambda pair: (place(pair[1])[1], -_gamma(pair[1]), pair[0] not in asked, place(pair[1])))
         panels: dict[str, plots.Scores | plots.Densities] = {}
         for one, record in pairs:
             found = densities_of(one, places, directory)

@@ -122,7 +122,7 @@ def main(arguments: Arguments) -> None:
         rows = [runs.table_row(settings.env, name, evaluation) for name, evaluation in table.items()]
         seconds = stages.seconds | {"compile": clock.seconds, "total": sum(stages.seconds.values())}
         facts = runs.facts_of(settings, prepare.identity_of(settings, world))
-        facts["privileged"] = [name for name in table if methods.method(name).privileged]
+        facts["privileged_methods"] = [name for name in table if methods.method(name).privileged]
         disk.write_json(arguments.json, {"table": rows, "seconds": seconds, **facts, **surroundings()})
 
 

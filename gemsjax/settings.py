@@ -113,9 +113,10 @@ class TrainSettings:
       variant: `corrected`, or `published`: with the published implementation's slips (README, "Where they differ").
       env: name of an environment.
       seed: seed of the run, its pre-training included.
-      steps: training steps; each collects episodes and updates, by default one of both. By default the method's own
-        count of them for the paper's 100,000 trajectories.
-      epoch_steps: steps between validations (and checkpoints); by default those of the paper's 1,000 trajectories.
+      steps: training steps; each collects episodes and updates, by default one of both. By default as many as the
+        paper's 100,000 trajectories take where a step collects the method's usual number.
+      epoch_steps: steps between validations (and checkpoints); by default those of the paper's 1,000 trajectories. Runs
+        with 128 users a step that were begun when it was 1,000 for all go on with that: `epoch_steps=1000`.
       test_users: users of the test at the end.
       catalogue: file or name of item embeddings instead of the environment's own.
       env_settings: constants of the environment to change, such as `influence 0.05`, `slate_size 5`, `user_norm unit`.
@@ -281,6 +282,7 @@ def check_gems(gems: GeMSSettings) -> None:
         value = getattr(gems, name)
         require(is_number(value) and 0.0 <= value < 1e30, f"gems.{name}", value, "a finite number of at least 0")
     require_choice("gems.noise", gems.noise, NOISES)
+    require(isinstance(gems.drawn, bool), "gems.drawn", gems.drawn, "True or False")
     require(is_number(gems.rate) and 0.0 < gems.rate < 1.0, "gems.rate", gems.rate, "a number in (0, 1)")
     share = is_number(gems.epsilon) and 0.0 <= gems.epsilon <= 1.0
     require(share, "gems.epsilon", gems.epsilon, "a probability")

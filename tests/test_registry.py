@@ -11,6 +11,7 @@ import pytest
 
 import gemsjax
 from experiments import train
+from gemsjax.datasets.generation import _describe
 from gemsjax.envs import registry
 from gemsjax.envs.catalogue import KEYWORDS, draw_catalogue, named_catalogue
 from gemsjax.envs.registry import CONSTANTS, check_slate
@@ -85,7 +86,9 @@ def test_static_settings_and_the_published_ones():
     assert dataclasses.replace(env, memory=10, user_norm="topics") == usual != env
     assert hash(usual) == hash(copy.deepcopy(usual)) and usual == copy.deepcopy(usual)
     # What logged data are described by is what it was before these settings existed, unless they are changed.
-    assert not {"memory", "user_norm"} & set(vars(usual)) and {"memory", "user_norm"} <= set(vars(env))
+    told, told_of_usual = (_describe(*gemsjax.make("focused_topdown", num_items=20, **changes))["environment"]
+                           for changes in ({"user_norm": "unit", "memory": 4}, {}))  # fmt: skip
+    assert (told["memory"], told["user_norm"]) == (4, "unit") and not {"memory", "user_norm"} & told_of_usual.keys()
 
 
 def test_words_and_numbers_of_the_command_line_reach_the_environment():

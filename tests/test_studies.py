@@ -296,6 +296,12 @@ def test_records_of_two_catalogues_are_kept_apart(home, done, tmp_path):
         table2.main(asked(home, catalogues=tmp_path))
 
 
+def test_records_and_directories_keep_their_names():
+    """A setting that is added changes neither the name of a record nor where a run that was stopped goes on."""
+    job = table2.Arguments(budget="full", variant="published").job("sac-gems", "focused_topdown", 58407201)
+    assert _study.name_of(job) == "SAC_GeMS_focused_topdown_KL1.0_click0.5_seed58407201-9d81f8"
+
+
 def test_the_order_of_a_table():
     """As in the study's own; only what is asked for in another order is moved."""
     usual = ("a", "b", "c")

@@ -93,15 +93,20 @@ def _describe(env: Any, params: Any) -> dict[str, Any]:
         name: files.digest(f"{leaf.dtype} {leaf.shape} ".encode() + leaf.tobytes()) for name, leaf in leaves.items()
     }
     sizes = {name: getattr(env, name) for name in ("name", "num_items", "slate_size", "horizon")}
-    sizes |= {
+    plain = {
         name: value for name, value in getattr(env, "__dict__", {}).items() if isinstance(value, str | int | float)
     }
+    # What could not be set once goes without saying, so that data sets of then are still found.
+    sizes |= {name: value for name, value in plain.items() if _BEFORE.get(name) != value}
     return {
         "environment": sizes,
         "constants": {name: leaf.item() for name, leaf in leaves.items() if leaf.ndim == 0},
         "item_embeddings_sha256": digests.get("item_embeddings"),
         "env_params_sha256": files.digest(json.dumps(digests, sort_keys=True).encode()),
     }
+
+
+_BEFORE = {"memory": 10, "user_norm": "topics"}
 
 
 def _draft(env: Any, chunks: int) -> Schema:

@@ -125,13 +125,6 @@ class TopicEnv:
     memory: int = 10
     user_norm: str = "topics"
 
-    def __post_init__(self) -> None:
-        # Logged data name the environment by what an instance holds. Left to the class, the published values keep
-        # their names as they were before these two could be set.
-        for name in ("memory", "user_norm"):
-            if vars(self)[name] == getattr(TopicEnv, name):
-                del vars(self)[name]
-
     # -- the contract ------------------------------------------------------------------------------------------------
 
     def reset(self, key: Key, params: TopicParams) -> tuple[Observation, TopicState]:

@@ -26,6 +26,7 @@ from typing import Any
 
 from gemsjax import disk, tracking
 from gemsjax.errors import DataError, SettingError, require
+from gemsjax.settings import from_config
 from gemsjax.sweep.axes import Run
 
 FORMAT = "gemsjax-sweep-1"
@@ -136,13 +137,9 @@ def shard(directory: Path, number: int) -> Path:
 
 def _same(directory: Path, runs: Sequence[Run]) -> list[list[int]]:
     there = read(directory)
-    free = ("steps", "test_users", "test_stream")
-
-    def plain(settings: Any) -> dict[str, Any]:
-        return {k: v for k, v in disk.plain(settings).items() if k not in free}
-
-    old = [plain(run["settings"]) for run in there["runs"]]
-    new = [plain(dataclasses.asdict(run.settings)) for run in runs]
+    # Identities, which say nothing of a setting that came later and stands at what was done before.
+    old = [disk.plain(from_config(run["settings"]).resolved().identity()) for run in there["runs"]]
+    new = [disk.plain(run.settings.identity()) for run in runs]
     if len(old) != len(new):
         raise DataError(f"{directory} holds a sweep of {len(old)} runs; asked for are {len(new)}")
     for number, (before, now) in enumerate(zip(old, new, strict=True)):
