@@ -6,7 +6,7 @@
 Left: against beta (the KL term) at lambda 0.5; right: against lambda (the click term) at beta 1; latent widths 16 and
 32, means over seeds with 95 % Student-t intervals. Expected: published is that beta 1.0 is best for both widths, and
 305.3 as the test return there (lambda 0.5, width 32); of ours nothing has been run but that point, at the full budget:
-321.7 and 135.3 (`results/table2/full-published`). Each point needs its own pre-trained GeMS.
+321.7, 309.2 and 135.3 (`results/table2/full-published`). Each point needs its own pre-trained GeMS.
 
 Budgets: full 100,000 trajectories and ten seeds (200 runs); small 10,000 and three (60 runs); smoke for tests. By the
 speeds of the benchmark on two cores (`results/benchmark_xeon.json`: SAC+GeMS 93 steps/s; pre-training 173 batches/s,

@@ -12,16 +12,17 @@ epoch it was in. `--catalogues` names a directory with the published item embedd
 
 Expected: published numbers, where there are any, stand in brackets (SAC+GeMS 305.3 on focused TopDown); ours are in
 `results/table2`, of focused TopDown (mean ± half the 95 % interval over seeds, of references over users):
-  full, published: SAC+GeMS 228.5 ± 1184.2 (two seeds: 321.7 and 135.3). Nothing else of the paper's table has been run.
+  full, published: SAC+GeMS 255.4 ± 258.8 (321.7, 309.2 and 135.3). Nothing else of the paper's table has been run.
   full, corrected: constant-slate 378.4 ± 39.1; random 34.0 ± 0.6, short-term oracle 107.1 ± 4.0.
-  small, published: REINFORCE+SoftMax 237.9 ± 80.6, SlateQ 162.3 ± 18.9, SAC+WkNN 72.0 (one seed).
+  small, published: SAC+TopK(ideal) 349.9 ± 27.5, constant-slate 313.9 ± 84.2, SAC+TopK(MF) 289.4 ± 127.3,
+    REINFORCE+SoftMax 237.9 ± 80.6, SAC+GeMS 176.1 ± 100.5, SlateQ 162.3 ± 18.9, SAC+WkNN 72.0 (one seed).
   small, corrected: SAC+TopK(ideal) 378.5 ± 3.6, SAC+TopK(MF) 371.8 ± 66.8, constant-slate 341.7 ± 65.1,
     REINFORCE+SoftMax 299.1 ± 211.9, SAC+GeMS 196.8 ± 56.5, SAC+WkNN 164.8 ± 200.7, SlateQ 149.3 ± 28.8.
 
 Budgets, times on two cores: full is the paper's (100,000 trajectories, ten seeds). By the speeds of the benchmark
 (`results/benchmark_xeon.json`), not timed, a run trains about 7 minutes (REINFORCE+SoftMax), 13 (SAC+TopK), 18 (SlateQ,
-and SAC+GeMS after 34 of pre-training) or 96 (SAC+WkNN), so all of the paper's table takes more than a week. The two
-runs of SAC+GeMS took 26 and 52 minutes of training; constant-slate 11 seconds. small is 10,000 trajectories and
+and SAC+GeMS after 34 of pre-training) or 96 (SAC+WkNN), so all of the paper's table takes more than a week. The three
+runs of SAC+GeMS took 26 to 52 minutes of training; constant-slate 11 seconds. small is 10,000 trajectories and
 three seeds: on one core, with other work beside it, a run took seconds (constant-slate), 1 to 3 minutes
 (REINFORCE+SoftMax, SlateQ), 2 to 15 (SAC; GeMS's pre-training 2 to 7 more), 15 to 30 (SAC+WkNN). long is 2,000,000 and
 one seed, validated every 200,000: only searches finish it in minutes; constant-slate, by `experiments.train` with the
