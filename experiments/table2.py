@@ -25,8 +25,8 @@ and SAC+GeMS after 34 of pre-training) or 96 (SAC+WkNN), so all of the paper's t
 runs of SAC+GeMS took 26 to 52 minutes of training; constant-slate 11 seconds. small is 10,000 trajectories and
 three seeds: on one core, with other work beside it, a run took seconds (constant-slate), 1 to 3 minutes
 (REINFORCE+SoftMax, SlateQ), 2 to 15 (SAC; GeMS's pre-training 2 to 7 more), 15 to 30 (SAC+WkNN). long is 2,000,000 and
-one seed, validated every 200,000: only searches finish it in minutes; constant-slate, by `experiments.train` with the
-same settings, took 200 seconds and returned 409.5 (`results/constant_slate_2m.json`). smoke is for tests.
+one seed, validated every 200,000: only searches finish it in minutes; constant-slate took 202 seconds
+and returned 409.5. smoke is for tests.
 """
 
 from __future__ import annotations

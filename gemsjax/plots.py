@@ -122,10 +122,10 @@ def lines_with_intervals(
         one.set_title(title)
         if log:
             one.set_xscale("log")
-        one.set_ylim(bottom=0)
+    axes[0][0].set_ylim(bottom=0)  # shared; not before the last panel, whose lines would no longer move the top
     axes[0][0].set_ylabel(ylabel)
     axes[0][-1].legend(frameon=False, fontsize=8)
-    _explain_mark(figure, [label for lines in panels.values() for label in lines])
+    _explain_mark(figure, [*panels, *(label for lines in panels.values() for label in lines)])
     return figure
 
 

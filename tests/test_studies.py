@@ -14,9 +14,10 @@ import pytest
 import tyro
 
 from experiments import _study, _tables, early_curves, figure2, figure3, influence, table1, table2
-from gemsjax import methods
+from gemsjax import methods, plots
 from gemsjax.envs.catalogue import draw_catalogue
 from gemsjax.errors import DataError, SettingError
+from gemsjax.maths.statistics import Estimate
 
 ROOT = Path(__file__).resolve().parents[1]
 FEW = ("random", "sac-topk-ideal")
@@ -227,6 +228,14 @@ def test_early_curves_tell_what_lies_outside():
     assert early_curves.comma_separated([first]).splitlines()[1].startswith("sac-topk-ideal,True,500,False,98.05,0.53,")
 
 
+def test_every_panel_shows_all_of_its_lines():
+    """Panels share their axis: one that comes later may reach higher."""
+    line = [(1.0, Estimate(5.0, 4.0, 6.0))], [(1.0, Estimate(50.0, 40.0, 60.0))]
+    figure = plots.lines_with_intervals({"low": {"a": line[0]}, "high ‡": {"a": line[1]}}, "clicks")
+    assert all(axes.get_ylim()[0] == 0.0 and axes.get_ylim()[1] >= 60.0 for axes in figure.axes)
+    assert methods.PRIVILEGED in [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
 def test_early_curves_of_one_seed_have_no_interval():
     full = [0.0] * len(early_curves.EARLY["sac-gems"])
     *_, greedy = early_curves.points([recorded_run("sac-gems", full, 100.0)])
@@ -272,7 +281,7 @@ def test_items_that_were_never_published_are_not_asked_for(home, tmp_path):
 
 COMMITTED = {
     "small-corrected": {"methods": ("random", "constant-slate"), "envs": ("steady_topdown",)},
-    "small-published": {"methods": ("sac-wknn", "slateq", "reinforce-softmax"), "seeds": (58407201,)},
+    "small-published": {"methods": ("reinforce-softmax",), "seeds": (58407201,)},
 }
 
 
