@@ -49,6 +49,7 @@ def random_leaves(one, other) -> dict[str, bool]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", methods.learners())
 def test_two_seeds_begin_with_other_numbers(name):
     settings = TrainSettings(method=name, env_settings=SMALL).resolved()

@@ -109,6 +109,7 @@ def gems_directory(root: Path) -> Path:
     return next((root / "GeMS").iterdir())
 
 
+@pytest.mark.slow
 def test_more_epochs_compile_nothing_more(whole, world, weights, tmp_path):
     """Of pre-training, training with its validations, checkpoints and the test: each program once, however long."""
     counts = []

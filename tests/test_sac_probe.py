@@ -61,6 +61,7 @@ def greedy_return_drawn() -> Callable[..., float]:
     return trainer(make_plackett_luce_ranker(DIMS, 2), weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make_ranker", [make_topk_ranker, make_khead_ranker])
 def test_queries_find_the_best_item(make_ranker):
     """The action is a query for the largest dot product (`sac-topk-ideal`, `sac-topk-mf`, `sac-khead`)."""

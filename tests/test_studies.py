@@ -280,7 +280,6 @@ def test_items_that_were_never_published_are_not_asked_for(home, tmp_path):
 
 
 COMMITTED = {
-    "small-corrected": {"methods": ("random", "constant-slate"), "envs": ("steady_topdown",)},
     "small-published": {"methods": ("reinforce-softmax",), "seeds": (58407201,)},
 }
 
